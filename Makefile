@@ -1,0 +1,102 @@
+# Every target stands for one documented command; `make help` lists them.
+SHELL := /bin/bash
+WHERE ?= lab
+SYSTEM ?= pneumonia
+DATA ?=
+OUT ?=
+T ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+ANSIBLE := $(BIN)/ansible-playbook -i inventories/$(WHERE) -i inventories/$(SYSTEM)
+VARS := $(if $(DATA),-e data=$(abspath $(DATA)))
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
+
+.DEFAULT_GOAL := help
+.PHONY: help up lab provision train release rollback verify status logs destroy down test lint picture locks clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  WHERE=lab|aws ($(WHERE))   SYSTEM=pneumonia ($(SYSTEM))   DATA=directory, archive or synthetic   OUT=FILE (verify)   T=subset (test)"
+
+up: $(if $(filter lab,$(WHERE)),lab,$(VENV)/ready) ## Bring SYSTEM up: network, hosts, model, proof; prints its URL
+	$(ANSIBLE) site.yml $(VARS)
+
+lab: $(VENV)/ready .cache/lab-packages ## Start the lab (AWS rehearsed on this machine)
+	$(SUDO) $(BIN)/python -m lab up
+
+train: $(VENV)/ready ## Train on DATA and release the model if it is good enough
+	$(ANSIBLE) train.yml $(VARS)
+
+rollback: $(VENV)/ready ## Make the model before the live one live again
+	$(ANSIBLE) playbooks/rollback.yml
+
+verify: $(VENV)/ready ## Examine the running system; OUT=FILE writes the findings as JSON
+	$(ANSIBLE) playbooks/verify.yml $(if $(OUT),-e verify_out=$(abspath $(OUT)))
+
+status: $(VENV)/ready ## Show the lab's hosts, addresses and rules
+	$(SUDO) $(BIN)/python -m lab status
+
+logs: $(VENV)/ready ## Follow the lab's own log
+	$(SUDO) $(BIN)/python -m lab logs --follow
+
+destroy: $(VENV)/ready ## Remove everything that `make up` made for SYSTEM (asks first on AWS)
+	$(ANSIBLE) playbooks/destroy.yml
+
+down: $(VENV)/ready ## Stop the lab and leave nothing of it on this machine
+	$(SUDO) $(BIN)/python -m lab down
+
+test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Run every test; T=unit|lint|lab|molecule|system or a role's name for a subset
+	$(BIN)/python tests/run.py $(T)
+
+lint: $(VENV)/ready-dev ## Run every linter and type checker
+	$(BIN)/python tests/run.py lint
+
+picture: $(VENV)/ready ## Draw the README's picture of the network from the inventory
+	$(BIN)/python docs/draw_network.py inventories/pneumonia docs/network.svg
+
+locks: $(VENV)/ready ## Resolve every lock file anew
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header requirements/controller.in -o requirements/controller.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c requirements/controller.txt requirements/dev.in -o requirements/dev.txt
+	$(MAKE) -C app locks
+
+clean: ## Remove virtual environments and caches (not a running lab)
+	rm -rf .venv .venv-app .build .cache .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# --- what the targets above stand on -------------------------------------------------------------------------------
+
+.cache:
+	mkdir -p .cache
+
+.cache/python-packages: | .cache
+	python3 -c 'import venv, ensurepip' 2>/dev/null || { $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends python3-venv; }
+	touch $@
+
+.cache/lab-packages: lab/packages.txt | .cache
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive sh -c 'dpkg -s $$(cat lab/packages.txt) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q --no-install-recommends $$(cat lab/packages.txt); }'
+	touch $@
+
+.cache/test-packages: tests/packages.txt | .cache
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive sh -c 'dpkg -s $$(cat tests/packages.txt) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q --no-install-recommends $$(cat tests/packages.txt); }'
+	touch $@
+
+$(VENV)/bin/uv: requirements/uv.txt | .cache/python-packages
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+
+$(VENV)/ready: requirements/controller.txt $(VENV)/bin/uv
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/controller.txt
+	touch $@
+
+$(VENV)/ready-dev: requirements/dev.txt $(VENV)/ready
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	touch $@
+
+.venv-app/ready: app/locks/dev.txt app/pyproject.toml $(VENV)/bin/uv
+	$(BIN)/uv venv -q --allow-existing --python python3 .venv-app
+	$(BIN)/uv pip sync -q --python .venv-app/bin/python --require-hashes app/locks/dev.txt
+	$(BIN)/uv pip install -q --python .venv-app/bin/python --no-deps --editable app
+	touch $@

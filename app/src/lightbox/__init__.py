@@ -1,0 +1,1 @@
+"""What runs on Lightbox' hosts: training, the prediction API and the pages."""

@@ -1,0 +1,1 @@
+"""The API: predictions and the cases they are kept in."""

@@ -1,0 +1,211 @@
+"""What the API does, without HTTP: load a model, classify a file, keep the case, tell its own state."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from lightbox import web
+from lightbox.bundle import BundleError
+from lightbox.serving import MAX_PIXELS, Engine, ServingError, open_image, thumbnail
+from lightbox.store import Case, CaseStore, StoreError, identity
+
+SELF_TEST_SECONDS = 10.0
+
+PREDICTIONS = Counter("lightbox_predictions_total", "Verdicts given.", ["label", "model_version"])
+INFERENCE = Histogram("lightbox_inference_seconds", "Time to decode and score one image.", buckets=web.BUCKETS)
+MODEL = Gauge(
+    "lightbox_model_info",
+    "The model that is loaded; always 1.",
+    ["name", "version", "synthetic"],
+    multiprocess_mode="livemax",
+)
+STORE_UP = Gauge("lightbox_store_up", "Whether Redis answered last time: 1 or 0.", multiprocess_mode="livemostrecent")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The API's environment, see :mod:`lightbox.api.app`."""
+
+    bundle: Path
+    max_upload_bytes: int = web.MAX_UPLOAD_BYTES
+    max_pixels: int = MAX_PIXELS
+    concurrency: int = 2
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Return the settings in an environment.
+
+        Raises:
+            ValueError: a number is not one.
+        """
+        return cls(
+            bundle=Path(environ.get("LIGHTBOX_BUNDLE", "/var/lib/lightbox/model/current")),
+            max_upload_bytes=web.positive_int(environ, "LIGHTBOX_MAX_UPLOAD_BYTES", web.MAX_UPLOAD_BYTES),
+            max_pixels=web.positive_int(environ, "LIGHTBOX_MAX_PIXELS", MAX_PIXELS),
+            concurrency=web.positive_int(environ, "LIGHTBOX_CONCURRENCY", 2),
+        )
+
+
+class NoModelError(Exception):
+    """No model is loaded."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A verdict on one image, and whether its case was stored (``notice`` says why not)."""
+
+    case: Case
+    probabilities: dict[str, float]
+    positive: str | None
+    synthetic: bool
+    notice: str | None
+
+
+def percent(share: float) -> str:
+    """Return a share of 0 to 1 as it is shown everywhere, ``99.12%``."""
+    return f"{share * 100:.2f}%"
+
+
+def case_fields(case: Case) -> dict[str, Any]:
+    """Return a case as the API gives it; ``image`` is the thumbnail, a JPEG in base64."""
+    return {
+        "id": case.id,
+        "filename": case.filename,
+        "prediction": case.label,
+        "confidence": percent(case.confidence),
+        "model_version": case.model_version,
+        "source": case.source,
+        "created": case.created.isoformat(timespec="seconds"),
+        "image": base64.b64encode(case.thumbnail).decode("ascii"),
+    }
+
+
+class Service:
+    """One worker's model and store."""
+
+    def __init__(self, settings: Settings, store: CaseStore) -> None:
+        self.settings, self.store = settings, store
+        self.engine: Engine | None = None
+        self.problem = "no bundle was loaded yet"
+        self.logger = web.get_logger("api")
+        self._tested = (float("-inf"), False, "")
+
+    def load(self) -> None:
+        """Load the bundle; what stands in the way is logged and told by ``ready``, and the API runs without a model."""
+        try:
+            engine = Engine(self.settings.bundle)
+            engine.self_test()
+        except (BundleError, ServingError) as error:
+            self.problem = str(error)
+        # A bundle is data from elsewhere: whatever is wrong with it must not end the service.
+        except Exception as error:
+            self.logger.exception("the bundle cannot be loaded")
+            self.problem = f"the bundle cannot be loaded ({type(error).__name__})"
+        else:
+            self.engine = engine
+            contract = engine.contract
+            MODEL.labels(str(contract.get("name", "")), engine.version, str(engine.synthetic).lower()).set(1)
+            for label in engine.labels:
+                PREDICTIONS.labels(label, engine.version).inc(0)
+            self.logger.info(
+                "model loaded", extra={"fields": {"version": engine.version, "sha256": engine.loaded_sha256}}
+            )
+            return
+        web.ERRORS.labels("api", "load").inc()
+        self.logger.error("no model", extra={"fields": {"reason": self.problem}})
+
+    def classify(self, content: bytes, filename: str, request_id: str) -> Outcome:
+        """Score an image and store the case. A failed store costs a notice, not the verdict.
+
+        The case's id comes from the request's id and the file, so that a request sent twice is one case.
+
+        Raises:
+            NoModelError: no model is loaded.
+            lightbox.serving.ImageError: the file is not an image that is accepted.
+            ServingError: the model failed.
+        """
+        engine = self.engine
+        if engine is None:
+            raise NoModelError
+        with INFERENCE.time():
+            image = open_image(content, self.settings.max_pixels)
+            verdict, scores = engine.judge(image)
+        case = Case(
+            id=identity(request_id, filename, content),
+            filename=filename,
+            label=verdict.label,
+            confidence=verdict.confidence,
+            scores=scores,
+            model_version=engine.version,
+            source="upload",
+            created=datetime.now(timezone.utc),
+            thumbnail=thumbnail(image),
+        )
+        notice = None
+        try:
+            self.store.add(case)
+            STORE_UP.set(1)
+        except StoreError as error:
+            STORE_UP.set(0)
+            web.ERRORS.labels("api", "store").inc()
+            self.logger.error("case not stored", extra={"fields": {"request_id": request_id, "reason": str(error)}})
+            notice = f"This case was not stored and will not appear in the results: {error}."
+        PREDICTIONS.labels(verdict.label, engine.version).inc()
+        return Outcome(case, verdict.probabilities, engine.positive, engine.synthetic, notice)
+
+    def model(self) -> dict[str, Any]:
+        """Return ``model.json`` and the digests of the files that were loaded.
+
+        Raises:
+            NoModelError: no model is loaded.
+        """
+        if self.engine is None:
+            raise NoModelError
+        return {**self.engine.contract, "loaded_sha256": self.engine.loaded_sha256}
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Return whether every check passed, and the checks."""
+        checks: dict[str, dict[str, Any]] = {}
+        if self.engine is None:
+            checks["bundle"] = {"ok": False, "detail": self.problem}
+            checks["self_test"] = {"ok": False, "detail": "no model is loaded"}
+        else:
+            checks["bundle"] = {"ok": True, "detail": self.engine.version}
+            passed, detail = self._self_test(self.engine)
+            checks["self_test"] = {"ok": passed, "detail": detail}
+        try:
+            self.store.ping()
+            checks["redis"] = {"ok": True, "detail": "answers"}
+        except StoreError as error:
+            checks["redis"] = {"ok": False, "detail": str(error)}
+        STORE_UP.set(1 if checks["redis"]["ok"] else 0)
+        passed = all(check["ok"] for check in checks.values())
+        return passed, {
+            "ready": passed,
+            "model_version": self.engine.version if self.engine else None,
+            "checks": checks,
+            "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _self_test(self, engine: Engine) -> tuple[bool, str]:
+        """Predict the smoke image, at most every few seconds: anyone may ask for /ready."""
+        moment, passed, detail = self._tested
+        if time.monotonic() - moment > SELF_TEST_SECONDS:
+            try:
+                passed, detail = (
+                    True,
+                    f"the smoke image's scores differ by {engine.self_test():.1e} from those recorded",
+                )
+            except ServingError as error:
+                passed, detail = False, str(error)
+            self._tested = (time.monotonic(), passed, detail)
+        return passed, detail

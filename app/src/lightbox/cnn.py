@@ -1,0 +1,654 @@
+"""Train a classifier: ``python -m lightbox.cnn --data SOURCE --runs DIR``.
+
+A run is named by the digest of its data, its hyper-parameters and the code that trains. A finished run is not repeated,
+a broken one goes on after its last epoch. What comes out is a bundle, in ``RUNS/<run>/bundle``, that appears whole or
+not at all; ``--out-link`` points at it, ``--progress`` tells how far things are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import fcntl
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lightbox import architectures, bundle, data, evaluation, training
+from lightbox.architectures import ARCHITECTURES, Architecture, ArchitectureError
+from lightbox.bundle import KERAS_FILE, SCHEMA, Bundle, BundleError, file_digest
+from lightbox.data import SPLITS, DataError, Manifest, Shape
+from lightbox.training import Sides, State, TrainingError
+
+SERVING_FILE, SMOKE_FILE = "model.onnx", "smoke.png"
+# The threshold lies here once it is folded into the weights.
+THRESHOLD = 0.5
+LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "numpy", "pillow")
+# Longest side of the smoke image, in pixels.
+SMOKE_SIDE = 512
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the text names it."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What a classifier is for.
+
+    Attributes:
+        classes: name of the class in the data and what people are shown, in the order of the labels 0 and 1.
+        positive: label that is the finding.
+        patient: see `lightbox.data.patient_of`.
+        form: how people give an image.
+    """
+
+    classes: Mapping[str, str]
+    positive: str
+    patient: str
+    form: str = "upload"
+
+
+SYSTEMS = {
+    "pneumonia": System({"NORMAL": "Normal", "PNEUMONIA": "Pneumonia"}, "Pneumonia", data.CHEST_PATIENT),
+}
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters: everything, beside data and code, that decides what comes out of a run."""
+
+    architecture: str = _setting("compact", f"network: {', '.join(ARCHITECTURES)}")
+    image_size: int = _setting(128, "height and width of the network's input, in pixels")
+    epochs: int = _setting(16, "most epochs")
+    patience: int = _setting(8, "epochs without a better AUROC on validation after which training stops")
+    batch_size: int = _setting(32, "images per step, over all GPUs together")
+    learning_rate: float = _setting(2e-3, "highest learning rate")
+    weight_decay: float = _setting(1e-3, "weight decay of AdamW")
+    label_smoothing: float = _setting(0.05, "how far labels are drawn from 0 and 1")
+    class_weighting: str = _setting("balanced", "balanced: classes count alike; none: images do")
+    dropout: float = _setting(0.3, "share of features dropped before the last layer")
+    width: int = _setting(24, "channels of the compact network's first block")
+    dense: int = _setting(256, "units of each dense layer of a pre-trained network's head")
+    l2: float = _setting(1e-3, "L2 penalty of these layers")
+    weights: str = _setting("none", "weights of a pre-trained network: imagenet, none, or a .h5, .keras or .npz file")
+    weights_sha256: str = _setting("", "digest of that file")
+    head_epochs: int = _setting(0, "epochs in which a pre-trained network trains its head alone")
+    fine_tune_layers: int = _setting(0, "upper layers of a pre-trained network that are trained after that")
+    fine_tune_learning_rate: float = _setting(1e-4, "highest learning rate after that")
+    augment: bool = _setting(True, "vary the training images")
+    rotation: float = _setting(10.0, "largest rotation, in degrees")
+    shift: float = _setting(0.06, "largest shift, as a share of the side")
+    zoom: float = _setting(0.12, "largest change of size, as a natural logarithm")
+    stretch: float = _setting(0.12, "largest change of the ratio of the sides, as a natural logarithm")
+    flip: bool = _setting(False, "mirror images: off, for the heart is on one side")
+    gamma: float = _setting(0.4, "largest change of gamma, as a natural logarithm")
+    contrast: float = _setting(0.25, "largest change of contrast, as a share")
+    brightness: float = _setting(0.1, "largest change of brightness, as a share of white")
+    blur: float = _setting(0.6, "largest blur, as a share of a 2 by 2 mean, and largest sharpening")
+    noise: float = _setting(0.05, "largest standard deviation of noise in every other image, as a share of white")
+    threshold: str = _setting("balanced", "how the threshold is chosen: balanced, accuracy or sensitivity:0.95")
+    validation_share: float = _setting(0.15, "share of the images for validation")
+    test_share: float = _setting(0.10, "share of the images for the test, where the data gives none")
+    seed: int = _setting(1, "seed of the split, the weights and everything drawn")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where things come from and go to; none of it changes what comes out of a run on the same data."""
+
+    data: str = _setting("synthetic", "directory, .npz, archive, s3://bucket/prefix, https://….zip|.tar.gz, synthetic")
+    data_sha256: str = _setting("", "digest of the archive; required for https://")
+    data_anonymous: bool = _setting(False, "ask S3 without credentials")
+    expected: str = _setting("", "images that must be there, such as NORMAL=1341,PNEUMONIA=3875")
+    synthetic_images: int = _setting(1200, "how many images synthetic draws")
+    system: str = _setting("pneumonia", f"what is classified: {', '.join(SYSTEMS)}")
+    runs: str = _setting("runs", "directory of the runs")
+    cache: str = _setting("", "directory for data that is fetched and decoded (RUNS/cache)")
+    out_link: str = _setting("", "symbolic link to set to the bundle")
+    progress: str = _setting("", "file that tells how far things are (RUNS/progress.json)")
+    git_revision: str = _setting("", "revision to record in the bundle")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    field.name: field for kind in (Job, Settings) for field in dataclasses.fields(kind)
+}
+JOB = {field.name for field in dataclasses.fields(Job)}
+RANGES: dict[str, tuple[float, float]] = {
+    "image_size": (32, 1024),
+    "epochs": (1, 1000),
+    "patience": (1, 1000),
+    "batch_size": (1, 4096),
+    "learning_rate": (1e-8, 1),
+    "fine_tune_learning_rate": (1e-8, 1),
+    "weight_decay": (0, 1),
+    "label_smoothing": (0, 0.4),
+    "dropout": (0, 0.9),
+    "width": (8, 256),
+    "dense": (8, 4096),
+    "l2": (0, 1),
+    "head_epochs": (0, 1000),
+    "fine_tune_layers": (0, 1000),
+    "rotation": (0, 180),
+    "shift": (0, 0.5),
+    "zoom": (0, 1),
+    "stretch": (0, 1),
+    "gamma": (0, 2),
+    "contrast": (0, 0.9),
+    "brightness": (0, 0.9),
+    "blur": (0, 1),
+    "noise": (0, 0.5),
+    "validation_share": (0.02, 0.45),
+    "test_share": (0.02, 0.45),
+    "seed": (0, 2_000_000),
+    "synthetic_images": (60, 200_000),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "architecture": tuple(ARCHITECTURES),
+    "class_weighting": ("balanced", "none"),
+    "system": tuple(SYSTEMS),
+}
+
+
+def _convert(name: str, value: Any) -> Any:
+    """Return a setting in its type.
+
+    Raises:
+        SettingsError: it is not of that type, or outside its range.
+    """
+    wanted: Any = type(FIELDS[name].default)
+    try:
+        if wanted is bool:
+            known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+            value = value if isinstance(value, bool) else known[str(value).lower()]
+        elif wanted is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        elif name == "expected" and isinstance(value, dict):
+            value = ",".join(f"{key}={count}" for key, count in value.items())
+        else:
+            value = wanted(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingsError(f"{name} is {value!r}, expected {wanted.__name__}") from error
+    if name in RANGES and not RANGES[name][0] <= value <= RANGES[name][1]:
+        raise SettingsError(f"{name} is {value}, expected {RANGES[name][0]:g} to {RANGES[name][1]:g}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise SettingsError(f"{name} is {value!r}, expected one of {', '.join(CHOICES[name])}")
+    return value
+
+
+def resolve(given: Mapping[str, Any]) -> tuple[Job, Settings]:
+    """Return job and hyper-parameters; what is not given is the architecture's or the general default.
+
+    Raises:
+        SettingsError: a name is unknown or a value is wrong.
+    """
+    for name in given:
+        if name not in FIELDS:
+            close = difflib.get_close_matches(name, FIELDS, 1)
+            raise SettingsError(f"there is no setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    values = {name: _convert(name, value) for name, value in given.items()}
+    defaults = ARCHITECTURES[values.get("architecture", "compact")].defaults
+    general = {name: value for name, value in values.items() if name in JOB}
+    job = Job(**general)
+    settings = Settings(**{**defaults, **{name: value for name, value in values.items() if name not in general}})
+    try:
+        evaluation.threshold([0, 1], [0.2, 0.8], settings.threshold)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if settings.validation_share + settings.test_share > 0.6:
+        raise SettingsError("validation_share and test_share leave less than 0.4 of the images for training")
+    return job, settings
+
+
+def parse(arguments: list[str] | None) -> tuple[Job, Settings]:
+    """Read the command line, and the file of settings that it may name; the command line wins."""
+    parser = argparse.ArgumentParser(prog="lightbox.cnn", description="Train a classifier and make a bundle of it.")
+    parser.add_argument("--config", metavar="FILE.json", help="settings as JSON, with the same names")
+    for name, field in FIELDS.items():
+        defaults = {one.name: one.defaults[name] for one in ARCHITECTURES.values() if name in one.defaults}
+        usual = ", ".join([str(field.default), *(f"{key}: {value}" for key, value in defaults.items())])
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            default=None,
+            metavar=type(field.default).__name__.upper(),
+            help=f"{field.metadata['help']} ({usual})".replace("%", "%%"),
+        )
+    options = vars(parser.parse_args(arguments))
+    given: dict[str, Any] = {}
+    if file := options.pop("config"):
+        try:
+            given = json.loads(Path(file).read_text())
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"the settings {file} cannot be read: {error}") from error
+        if not isinstance(given, dict):
+            raise SettingsError(f"the settings {file} are not a JSON object")
+    return resolve({**given, **{name: value for name, value in options.items() if value is not None}})
+
+
+def _expected(text: str) -> dict[str, int]:
+    try:
+        return {name: int(count) for name, count in (item.split("=") for item in text.split(",") if item)}
+    except ValueError as error:
+        raise SettingsError(f"expected is {text!r}, expected a list like NORMAL=1341,PNEUMONIA=3875") from error
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class Progress:
+    """The file that tells how far things are: JSON, replaced as a whole, at most every `every` seconds."""
+
+    def __init__(self, file: Path, epochs: int, every: float = 2.0) -> None:
+        self.file, self.every, self._last = file, every, 0.0
+        self.fields: dict[str, Any] = {
+            "state": "preparing",
+            "epoch": 0,
+            "epochs": epochs,
+            "step": 0,
+            "steps": 0,
+            "images_per_second": None,
+            "eta_seconds": None,
+            "loss": None,
+            "accuracy": None,
+            "val_loss": None,
+            "val_accuracy": None,
+            "message": "",
+            "run": None,
+            "bundle": None,
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self(now=True)
+
+    def __call__(self, now: bool = False, **changes: Any) -> None:
+        """Change fields and write the file, unless that was done a moment ago and it is not asked for `now`."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in changes.items()}
+        now = now or finite.get("state", self.fields["state"]) != self.fields["state"]
+        self.fields.update(finite)
+        if not now and time.monotonic() - self._last < self.every:
+            return
+        self._last = time.monotonic()
+        part = self.file.with_name(self.file.name + ".part")
+        part.write_text(json.dumps({**self.fields, "updated": _now()}) + "\n")
+        part.replace(self.file)
+
+    def report(self, message: str, done: int, total: int) -> None:
+        """Show progress of something that is counted."""
+        self(message=f"{message}: {done} of {total}" if total else f"{message}: {done}")
+
+
+def say(line: str) -> None:
+    """Print a line for people, at once: it goes to the journal."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def code_digest() -> str:
+    """Return the digest of the code that decides what a network learns."""
+    digest = hashlib.sha256()
+    parts = (architectures, training, evaluation, bundle.to_pixels, data.split_by_patient, data.patient_of)
+    for part in parts:
+        digest.update(inspect.getsource(part).encode())
+    return digest.hexdigest()
+
+
+def run_id(digest: str, job: Job, settings: Settings) -> str:
+    """Return the name of a run: the same for the same data, system, hyper-parameters and training code."""
+    values = dataclasses.asdict(settings)
+    if settings.weights not in (architectures.IMAGENET, architectures.NOTHING):
+        # A file counts by what is in it, not by where it lies.
+        file = Path(settings.weights)
+        values["weights"] = file_digest(file) if file.is_file() else settings.weights
+    identity = {"data": digest, "system": job.system, "settings": values, "code": code_digest()}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the run: two processes must not write into it."""
+    with (directory / "lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainingError(f"another process is training in {directory}: wait for it or stop it") from error
+        yield
+
+
+def _point(link: str, target: Path) -> None:
+    """Set a symbolic link at once."""
+    if not link:
+        return
+    path = Path(link)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_symlink():
+        raise SettingsError(f"--out-link {link} is there and not a symbolic link: remove it or name another")
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.symlink_to(target.resolve())
+    part.replace(path)
+
+
+def _finished(directory: Path) -> Bundle | None:
+    """Return the bundle of a finished run when it is whole; a damaged one is removed and made again."""
+    if not directory.is_dir():
+        return None
+    try:
+        found = Bundle.load(directory)
+        found.verify()
+    except BundleError as error:
+        say(f"the finished bundle is made again: {error}")
+        shutil.rmtree(directory)
+        return None
+    return found
+
+
+def _sides(manifest: Manifest, pixels: Any) -> Sides:
+    rows, labels = {}, {}
+    for split in SPLITS:
+        samples = manifest.of(split)
+        rows[split] = np.asarray([sample.row for sample in samples], dtype=np.int64)
+        labels[split] = np.asarray([sample.label for sample in samples], dtype=np.int64)
+    return Sides(pixels, rows, labels)
+
+
+def _smoke(manifest: Manifest, scores: Any, labels: Any) -> bytes:
+    """Return a PNG of the test image that is right but not certain: its score would show a small fault best."""
+    right = (scores >= THRESHOLD) == labels
+    order = np.argsort(np.where(right, np.abs(np.abs(scores - THRESHOLD) - 0.3), 9))
+    _, content = next(data.pictures(manifest, [manifest.of("test")[int(order[0])]]))
+    with Image.open(BytesIO(content)) as opened:
+        image = opened.convert("RGB" if opened.mode not in ("L", "1") else "L")
+    image.thumbnail((SMOKE_SIDE, SMOKE_SIDE))
+    stream = BytesIO()
+    image.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _libraries() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def make_bundle(
+    directory: Path,
+    best: Path,
+    state: State,
+    run: str,
+    job: Job,
+    settings: Settings,
+    manifest: Manifest,
+    sides: Sides,
+    progress: Callable[..., None],
+) -> Bundle:
+    """Evaluate the best epoch, compile it, and write the bundle.
+
+    Args:
+        directory: of the run.
+        best: file with the weights.
+        state: of the training, at its end.
+        run: name of the run.
+        job: where things come from.
+        settings: hyper-parameters.
+        manifest: the data.
+        sides: its pixels.
+        progress: told what to write into the progress file.
+
+    Raises:
+        TrainingError: the compiled form does not say what the trained one says.
+    """
+    import keras
+
+    architecture, system = ARCHITECTURES[settings.architecture], SYSTEMS[job.system]
+    progress(state="evaluating", message="validation and test images", eta_seconds=None)
+    model = keras.models.load_model(best, compile=False)
+    scores = {"validation": training.predict(model, sides, "validation", architecture)}
+    found = training.calibrate(model, sides.labels["validation"], scores["validation"], settings.threshold)
+    scores = {split: training.predict(model, sides, split, architecture) for split in ("validation", "test")}
+    metrics = {split: evaluation.figures(sides.labels[split], values, THRESHOLD) for split, values in scores.items()}
+
+    progress(state="exporting", message="compiling the serving form")
+    unfinished = directory / "bundle.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    model.save(unfinished / KERAS_FILE)
+    training.export(model, unfinished / SERVING_FILE)
+    compiled = training.serving_scores(unfinished / SERVING_FILE, sides, "test", architecture)
+    parity = training.parity(scores["test"], compiled, THRESHOLD)
+
+    (unfinished / SMOKE_FILE).write_bytes(_smoke(manifest, scores["test"], sides.labels["test"]))
+    history = [{key: value for key, value in entry.items() if key != "file"} for entry in state.history]
+    (unfinished / "history.json").write_text(json.dumps(history, indent=1) + "\n")
+    created = datetime.now(timezone.utc)
+    contract: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": job.system,
+        "version": f"{created:%Y%m%dT%H%M%SZ}-{run[:8]}",
+        "created": f"{created:%Y-%m-%dT%H:%M:%SZ}",
+        "files": {
+            path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size}
+            for path in sorted(unfinished.iterdir())
+        },
+        "serving": {"file": SERVING_FILE, "engine": "onnxruntime", "parity": parity},
+        "input": {
+            "height": settings.image_size,
+            "width": settings.image_size,
+            "channels": 3 if architecture.color == "rgb" else 1,
+            "color": architecture.color,
+            "form": system.form,
+        },
+        "preprocessing": {
+            "resize": architecture.resize,
+            "scale": architecture.scale,
+            "offset": architecture.offset,
+        },
+        "labels": list(system.classes.values()),
+        "output": "sigmoid",
+        "decision": {
+            "positive": system.positive,
+            "threshold": THRESHOLD,
+            "chosen_by": f"{settings.threshold} on {metrics['validation']['images']} validation images, at "
+            f"{found['threshold']:.4f} of the uncalibrated score; shifted to {THRESHOLD}",
+        },
+        "calibration": {
+            "method": "temperature",
+            # What is left for a server to apply: nothing, for it is folded into the weights.
+            "temperature": 1.0,
+            "folded": {"temperature": found["temperature"], "shift": found["shift"]},
+        },
+        "metrics": metrics,
+        "data": {
+            "source": manifest.source,
+            "synthetic": manifest.synthetic,
+            "digest": manifest.digest,
+            "counts": manifest.counts(),
+            "left_out": len(manifest.left_out),
+        },
+        "training": {
+            "architecture": settings.architecture,
+            "run": run,
+            "epochs": state.epoch,
+            "best_epoch": state.best["epoch"],
+            "seed": settings.seed,
+            "seconds": round(state.seconds, 1),
+            "parameters": dataclasses.asdict(settings),
+        },
+        "libraries": _libraries(),
+        "git_revision": job.git_revision or None,
+    }
+    (unfinished / "model.json").write_text(json.dumps(contract, indent=2) + "\n")
+    _record_smoke(unfinished, contract)
+    bundle.smoke(Bundle.load(unfinished))
+    rows = [
+        f"{sample.name},{split},{list(system.classes.values())[sample.label]},{score:.6f}"
+        for split, values in scores.items()
+        for sample, score in zip(manifest.of(split), values, strict=True)
+    ]
+    (directory / "predictions.csv").write_text("\n".join(["image,split,label,score", *rows]) + "\n")
+    final = directory / "bundle"
+    unfinished.replace(final)
+    return Bundle.load(final)
+
+
+def _record_smoke(directory: Path, contract: dict[str, Any]) -> None:
+    """Predict the smoke image with the serving form, as a server does, and write the scores into the contract."""
+    import onnxruntime
+
+    opened = Bundle.load(directory)
+    session = onnxruntime.InferenceSession(directory / SERVING_FILE, providers=["CPUExecutionProvider"])
+    with Image.open(directory / SMOKE_FILE) as image:
+        batch = bundle.preprocess(image, opened)
+    scores = np.asarray(session.run(None, {session.get_inputs()[0].name: batch})[0]).reshape(-1)
+    verdict = bundle.decide(scores, opened)
+    contract["smoke"] = {"file": SMOKE_FILE, "scores": [float(score) for score in scores], "label": verdict.label}
+    (directory / "model.json").write_text(json.dumps(contract, indent=2) + "\n")
+
+
+def _describe(manifest: Manifest) -> None:
+    counts = manifest.counts()
+    for split, classes in counts.items():
+        say(f"{split}: " + ", ".join(f"{count} {name}" for name, count in classes.items()))
+    for problem in manifest.left_out[:20]:
+        say(f"left out {problem.name}: {problem.reason}")
+    if len(manifest.left_out) > 20:
+        say(f"… and {len(manifest.left_out) - 20} more; all of them are in manifest.json")
+
+
+def _summary(found: Bundle) -> str:
+    test = found.contract["metrics"]["test"]
+    return (
+        f"{found.version}: test accuracy {test['accuracy']:.4f}, sensitivity {test['sensitivity']:.4f}, "
+        f"specificity {test['specificity']:.4f}, AUROC {test['auroc']:.4f} on {test['images']} images; "
+        f"validation accuracy {found.contract['metrics']['validation']['accuracy']:.4f}"
+    )
+
+
+def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
+    """Bring the data, train unless that was done, and return the bundle.
+
+    Raises:
+        DataError, ArchitectureError, TrainingError, BundleError, SettingsError: the text says what to do.
+    """
+    architecture: Architecture = ARCHITECTURES[settings.architecture]
+    system = SYSTEMS[job.system]
+    runs = Path(job.runs)
+    size = settings.image_size
+    manifest, pixels = data.prepare(
+        job.data,
+        Path(job.cache) if job.cache else runs / "cache",
+        Shape(size, size, architecture.color, architecture.resize),
+        tuple(system.classes),
+        pattern=system.patient,
+        seed=settings.seed,
+        validation=settings.validation_share,
+        test=settings.test_share,
+        sha256=job.data_sha256,
+        anonymous=job.data_anonymous,
+        synthetic_images=job.synthetic_images,
+        expected=_expected(job.expected),
+        report=progress.report,
+    )
+    run = run_id(manifest.digest, job, settings)
+    directory = runs / run
+    directory.mkdir(parents=True, exist_ok=True)
+    progress(run=run, message="")
+    with _alone(directory):
+        manifest.save(directory / "manifest.json")
+        found = _finished(directory / "bundle")
+        if found is not None:
+            _point(job.out_link, directory / "bundle")
+            say(f"nothing changed, nothing trained: run {run} is finished. {_summary(found)}")
+            progress(
+                state="unchanged", message="nothing changed, nothing trained", bundle=str(found.path.resolve()),
+                epoch=found.contract["training"]["epochs"], eta_seconds=0,
+            )  # fmt: skip
+            return found
+        say(
+            f"run {run}: {settings.architecture} on {job.data} ({'synthetic' if manifest.synthetic else 'real'} images)"
+        )
+        _describe(manifest)
+        strategy, machine = training.prepare_machine(settings.seed)
+        say(f"training on {machine}")
+        if architecture.pretrained and "no GPU" in machine:
+            say(f"{settings.architecture} takes long without a GPU: --architecture compact is made for CPUs")
+        progress(state="training", message=f"training on {machine}")
+        sides = _sides(manifest, pixels)
+        best, state = training.fit(directory, sides, architecture, settings, strategy, progress, say)
+        found = make_bundle(directory, best, state, run, job, settings, manifest, sides, progress)
+        for rest in [*directory.glob("checkpoint-*"), *directory.glob("best-*.keras")]:
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+        _point(job.out_link, directory / "bundle")
+        say(_summary(found))
+        progress(
+            state="done", message=_summary(found), bundle=str(found.path.resolve()), eta_seconds=0,
+            val_accuracy=round(found.contract["metrics"]["validation"]["accuracy"], 5),
+        )  # fmt: skip
+        return found
+
+
+def _stop(number: int, _frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 0 when there is a bundle, else 1 with one line on standard error."""
+    try:
+        job, settings = parse(arguments)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    progress = Progress(Path(job.progress) if job.progress else Path(job.runs) / "progress.json", settings.epochs)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        train(job, settings, progress)
+    except (DataError, ArchitectureError, TrainingError, BundleError, SettingsError, OSError) as error:
+        progress(state="failed", message=str(error))
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except (SystemExit, KeyboardInterrupt):
+        progress(state="failed", message="stopped; started again, it goes on after the last finished epoch")
+        raise
+    except Exception as error:
+        progress(state="failed", message=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

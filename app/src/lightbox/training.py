@@ -1,0 +1,514 @@
+"""The training loop: batches, augmentation, checkpoints and the export. The only module, with the networks, that needs
+TensorFlow, which is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightbox import evaluation
+from lightbox.architectures import SCORE, Architecture
+
+# Quiet by default: what people read in the journal is what this program says.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+Pixels = NDArray[np.uint8]
+Doubles = NDArray[np.float64]
+PARITY = 1e-3
+PREDICT_BATCH = 128
+# Random streams of one batch in `augment`.
+STREAMS = 16
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the text says what to do."""
+
+
+@dataclass
+class Sides:
+    """Pixels and what is known of them: rows and labels of each split, shapes (n,)."""
+
+    pixels: Pixels
+    rows: dict[str, NDArray[np.int64]]
+    labels: dict[str, NDArray[np.int64]]
+
+
+@dataclass
+class State:
+    """What a checkpoint remembers beside the weights.
+
+    Attributes:
+        epoch: epochs that are done.
+        seconds: time spent in them.
+        best: figures of the best epoch so far and the file that holds its weights.
+        waited: epochs since then.
+        history: figures of every epoch.
+    """
+
+    epoch: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+    waited: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Consecutive epochs that are trained alike: up to, not including, `end`; `layers` of the base are trained too."""
+
+    begin: int
+    end: int
+    learning_rate: float
+    layers: int | None
+
+
+def stages(architecture: Architecture, settings: Any) -> list[Stage]:
+    """Return the stages: a pre-trained network first trains its head alone, then its upper layers too."""
+    if not architecture.pretrained or not settings.head_epochs:
+        return [Stage(0, settings.epochs, settings.learning_rate, None)]
+    first = min(settings.head_epochs, settings.epochs)
+    head = Stage(0, first, settings.learning_rate, 0)
+    if first == settings.epochs:
+        return [head]
+    return [head, Stage(first, settings.epochs, settings.fine_tune_learning_rate, settings.fine_tune_layers)]
+
+
+def prepare_machine(seed: int) -> tuple[Any, str]:
+    """Return the distribution strategy for the accelerators that are there, and a line about them for people."""
+    import keras
+    import tensorflow as tf
+
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"keras\..*")
+    keras.utils.set_random_seed(seed)
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if len(gpus) > 1:
+        return tf.distribute.MirroredStrategy(), f"{len(gpus)} GPUs, each batch shared among them"
+    if gpus:
+        return tf.distribute.get_strategy(), "one GPU"
+    return tf.distribute.get_strategy(), f"{os.cpu_count()} CPU cores, no GPU"
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def augment(pixels: Any, number: Any, settings: Any) -> Any:
+    """Vary images as X-rays vary: position, size and build of the patient, exposure, sharpness, noise.
+
+    Args:
+        pixels: tensor of shape (n, height, width, channels), 0 to 255.
+        number: of the batch; with the seed it decides everything, so that a resumed run sees what it would have seen.
+        settings: hyper-parameters.
+
+    Returns:
+        float32 tensor of the same shape, 0 to 255.
+    """
+    import tensorflow as tf
+
+    count, height, width = tf.shape(pixels)[0], pixels.shape[1], pixels.shape[2]
+
+    def uniform(stream: int, low: float, high: float) -> Any:
+        seed = tf.stack([tf.cast(number, tf.int32) * STREAMS + stream, settings.seed])
+        return tf.random.stateless_uniform([count], seed, low, high)
+
+    def each(values: Any) -> Any:
+        return tf.reshape(values, [-1, 1, 1, 1])
+
+    x = tf.cast(pixels, tf.float32) / 255.0
+    angle = uniform(0, -1, 1) * (settings.rotation * math.pi / 180)
+    zoom = tf.exp(uniform(1, -settings.zoom, settings.zoom))
+    stretch = tf.exp(uniform(2, -settings.stretch, settings.stretch))
+    right, down = uniform(3, -settings.shift, settings.shift), uniform(4, -settings.shift, settings.shift)
+    mirror = tf.where(uniform(5, 0, 1) < 0.5, -1.0, 1.0) if settings.flip else tf.ones([count])
+    # The transform leads from a place in the result to one in the source, about the middle of the image.
+    a0, a1 = mirror * tf.cos(angle) * zoom * stretch, -mirror * tf.sin(angle) * zoom * stretch
+    b0, b1 = tf.sin(angle) * zoom / stretch, tf.cos(angle) * zoom / stretch
+    cx, cy = (width - 1) / 2, (height - 1) / 2
+    a2, b2 = cx - a0 * cx - a1 * cy + right * width, cy - b0 * cx - b1 * cy + down * height
+    none = tf.zeros([count])
+    # Edges are continued outwards: a black border, which no image has as it came, would move every score.
+    x = tf.raw_ops.ImageProjectiveTransformV3(
+        images=x,
+        transforms=tf.stack([a0, a1, a2, b0, b1, b2, none, none], 1),
+        output_shape=[height, width],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="NEAREST",
+    )
+    x = tf.pow(tf.clip_by_value(x, 1e-4, 1.0), each(tf.exp(uniform(6, -settings.gamma, settings.gamma))))
+    x = x * each(1 + uniform(7, -settings.contrast, settings.contrast))
+    x = x + each(uniform(8, -settings.brightness, settings.brightness))
+    # As many images are sharpened as blurred, and half get no noise: an image as it came lies in the middle of those
+    # that are trained on, not at their edge.
+    if settings.blur:
+        soft = tf.image.resize(tf.nn.avg_pool2d(x, 2, 2, "SAME"), [height, width])
+        x = x + each(uniform(9, -settings.blur, settings.blur)) * (soft - x)
+    if settings.noise:
+        grain = tf.random.stateless_normal(
+            tf.shape(x), tf.stack([tf.cast(number, tf.int32) * STREAMS + 10, settings.seed])
+        )
+        x = x + grain * each(tf.maximum(uniform(11, -settings.noise, settings.noise), 0.0))
+    return tf.clip_by_value(x, 0.0, 1.0) * 255.0
+
+
+def class_weights(labels: NDArray[np.int64], rule: str) -> NDArray[np.float32]:
+    """Return a weight for each class, 1 on average: `balanced` makes classes count alike, `none` makes images."""
+    counts = np.bincount(labels, minlength=2).astype(np.float64)
+    weights = labels.size / (2 * counts) if rule == "balanced" else np.ones(2)
+    return weights.astype(np.float32)
+
+
+def training_batches(sides: Sides, architecture: Architecture, settings: Any, epoch: int) -> tuple[Any, int]:
+    """Return the batches of one epoch, in an order that follows from seed and epoch, and how many there are.
+
+    Each is (images float32 (n, height, width, channels) ready for the network, labels (n, 1), weights (n, 1)).
+    """
+    import tensorflow as tf
+
+    rows, labels = sides.rows["train"], sides.labels["train"]
+    size = min(settings.batch_size, rows.size)
+    steps = rows.size // size
+    order = np.random.default_rng([settings.seed, epoch]).permutation(rows.size)
+    weights = class_weights(labels, settings.class_weighting)
+    shape = sides.pixels.shape[1:]
+
+    def generate() -> Iterator[tuple[Any, ...]]:
+        for step in range(steps):
+            # Rows in ascending order read the file from its beginning to its end.
+            chosen = np.sort(order[step * size : (step + 1) * size])
+            y = labels[chosen]
+            yield (
+                sides.pixels[rows[chosen]],
+                y[:, None].astype(np.float32),
+                weights[y][:, None],
+                epoch * steps + step,
+            )
+
+    def finish(pixels: Any, y: Any, weight: Any, number: Any) -> tuple[Any, Any, Any]:
+        pixels.set_shape((size, *shape))
+        x = augment(pixels, number, settings) if settings.augment else tf.cast(pixels, tf.float32)
+        return x * architecture.scale + architecture.offset, y, weight
+
+    signature = (
+        tf.TensorSpec((size, *shape), tf.uint8),
+        tf.TensorSpec((size, 1), tf.float32),
+        tf.TensorSpec((size, 1), tf.float32),
+        tf.TensorSpec((), tf.int64),
+    )
+    data = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    data = data.apply(tf.data.experimental.assert_cardinality(steps))
+    data = data.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return data.with_options(options), steps
+
+
+def predict(model: Any, sides: Sides, split: str, architecture: Architecture) -> Doubles:
+    """Return the score of every image of a split, shape (n,)."""
+    scores = []
+    rows = sides.rows[split]
+    for begin in range(0, rows.size, PREDICT_BATCH):
+        chosen = rows[begin : begin + PREDICT_BATCH]
+        # Every batch has the same shape, so that the graph is built once.
+        padded = np.resize(chosen, PREDICT_BATCH)
+        x = sides.pixels[padded].astype(np.float32) * np.float32(architecture.scale) + np.float32(architecture.offset)
+        scores.append(np.asarray(model.predict_on_batch(x), dtype=np.float64).reshape(-1)[: chosen.size])
+    return np.concatenate(scores)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("checkpoint-*") if (path / "state.json").is_file())
+
+
+def save_checkpoint(model: Any, state: State, directory: Path) -> None:
+    """Write model, optimizer and state; they appear together or not at all, and replace the one before."""
+    unfinished = directory / "unfinished-checkpoint"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    model.save(unfinished / "model.keras")
+    (unfinished / "state.json").write_text(json.dumps(state.__dict__))
+    before = _checkpoints(directory)
+    unfinished.replace(directory / f"checkpoint-{state.epoch:04d}")
+    for old in before:
+        shutil.rmtree(old, ignore_errors=True)
+    kept = state.best.get("file")
+    for file in directory.glob("best-*.keras"):
+        if file.name != kept:
+            file.unlink()
+
+
+def load_checkpoint(directory: Path) -> tuple[Any, State]:
+    """Return model and state of the last checkpoint; no model and a fresh state when there is none."""
+    import keras
+
+    for path in reversed(_checkpoints(directory)):
+        try:
+            state = State(**json.loads((path / "state.json").read_text()))
+            return keras.models.load_model(path / "model.keras"), state
+        # A disk that lost power may hold anything: the run then starts from nothing, it does not fail for ever.
+        except Exception as error:
+            sys.stderr.write(f"{path} cannot be read and is thrown away: {error}\n")
+            shutil.rmtree(path, ignore_errors=True)
+    return None, State()
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def _compile(model: Any, stage: Stage, steps: int, settings: Any) -> None:
+    """Set what is trained and how: the learning rate rises for one epoch and falls along half a cosine."""
+    import keras
+
+    base = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
+    if base is not None and stage.layers is not None:
+        base.trainable = stage.layers > 0
+        for index, layer in enumerate(base.layers):
+            frozen = index < len(base.layers) - stage.layers or isinstance(layer, keras.layers.BatchNormalization)
+            layer.trainable = stage.layers > 0 and not frozen
+    total = steps * (stage.end - stage.begin)
+    warm = min(steps, max(1, total // 10))
+    rate = keras.optimizers.schedules.CosineDecay(
+        stage.learning_rate / 10,
+        max(1, total - warm),
+        alpha=0.01,
+        warmup_target=stage.learning_rate,
+        warmup_steps=warm,
+    )
+    model.compile(
+        optimizer=keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay),
+        loss=keras.losses.BinaryCrossentropy(label_smoothing=settings.label_smoothing),
+        metrics=[keras.metrics.BinaryAccuracy(name="accuracy")],
+    )
+
+
+def _reseed(model: Any, seed: int, epoch: int) -> None:
+    """Give dropout a stream that follows from seed and epoch, so that a resumed run draws what it would have drawn."""
+    import keras
+
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer, keras.layers.Dropout):
+            layer.seed_generator.state.assign(np.asarray([seed * 1000 + epoch, index], dtype=np.uint32))
+
+
+def merit(entry: dict[str, Any]) -> tuple[float, float]:
+    """Return what epochs are compared by: the area under the curve and then the loss, both of the validation images.
+
+    The loss alone moves with the offset of all scores, which calibration takes away at the end.
+    """
+    return round(entry["val_auroc"], 4), -entry["val_loss"]
+
+
+def fit(
+    directory: Path,
+    sides: Sides,
+    architecture: Architecture,
+    settings: Any,
+    strategy: Any,
+    progress: Callable[..., None],
+    say: Callable[[str], None],
+) -> tuple[Path, State]:
+    """Train, or go on with a run that was broken off.
+
+    Args:
+        directory: of the run; checkpoints are kept there.
+        sides: images of `train` and `validation`.
+        architecture: which network.
+        settings: hyper-parameters.
+        strategy: how work is distributed.
+        progress: told what to write into the progress file, often.
+        say: told one line for people per epoch.
+
+    Returns:
+        The file with the weights of the best epoch, and the state at the end.
+
+    Raises:
+        TrainingError: the loss is no longer a number.
+    """
+    import keras
+
+    shape = sides.pixels.shape[1:]
+    with strategy.scope():
+        model, state = load_checkpoint(directory)
+        if model is not None:
+            say(f"going on after epoch {state.epoch}, which a broken run had finished")
+        else:
+            # A run that begins anew must not depend on how many networks this process has built.
+            keras.utils.set_random_seed(settings.seed)
+            model = architecture.build(shape, settings)
+    weights = class_weights(sides.labels["train"], settings.class_weighting)
+    truth = sides.labels["validation"]
+
+    class Steps(keras.callbacks.Callback):
+        """Tells the progress file after every batch."""
+
+        def __init__(self, epoch: int, steps: int, begin: float) -> None:
+            super().__init__()
+            self.epoch, self.steps, self.begin = epoch, steps, begin
+
+        def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+            spent = time.monotonic() - self.begin
+            per_step = spent / (batch + 1)
+            left = (settings.epochs - self.epoch) * self.steps - batch - 1
+            logs = logs or {}
+            progress(
+                epoch=self.epoch + 1,
+                step=batch + 1,
+                steps=self.steps,
+                images_per_second=round(min(settings.batch_size, sides.rows["train"].size) / per_step, 1),
+                eta_seconds=round(left * per_step),
+                loss=round(float(logs.get("loss", math.nan)), 5),
+                accuracy=round(float(logs.get("accuracy", math.nan)), 5),
+            )
+
+    for stage in stages(architecture, settings):
+        if state.epoch >= stage.end:
+            continue
+        if state.epoch == stage.begin:
+            _, steps = training_batches(sides, architecture, settings, state.epoch)
+            with strategy.scope():
+                _compile(model, stage, steps, settings)
+        last_stage = stage.end == settings.epochs
+        while state.epoch < stage.end and not (last_stage and state.waited >= settings.patience):
+            begin = time.monotonic()
+            _reseed(model, settings.seed, state.epoch)
+            data, steps = training_batches(sides, architecture, settings, state.epoch)
+            logs = model.fit(data, epochs=1, verbose=0, callbacks=[Steps(state.epoch, steps, begin)]).history
+            loss, trained = float(logs["loss"][0]), time.monotonic() - begin
+            scores = predict(model, sides, "validation", architecture)
+            if not (math.isfinite(loss) and np.isfinite(scores).all()):
+                raise TrainingError(
+                    f"the loss is no longer a number in epoch {state.epoch + 1}: "
+                    f"lower --learning-rate (now {stage.learning_rate:g})"
+                )
+            weighted = [
+                weights[c] * (truth == c).sum() * evaluation.log_loss(truth[truth == c], scores[truth == c])
+                for c in (0, 1)
+            ]
+            entry = {
+                "epoch": state.epoch + 1,
+                "loss": loss,
+                "accuracy": float(logs["accuracy"][0]),
+                # Weighted as the training loss is, so that the two can be compared.
+                "val_loss": float(sum(weighted) / truth.size),
+                "val_accuracy": float(np.mean((scores >= 0.5) == truth)),
+                "val_auroc": evaluation.auroc(truth, scores),
+                "seconds": round(time.monotonic() - begin, 2),
+            }
+            better = not state.best or merit(entry) > merit(state.best)
+            state.epoch += 1
+            state.waited = 0 if better or not last_stage else state.waited + 1
+            state.seconds += entry["seconds"]
+            state.history.append(entry)
+            if better:
+                state.best = {**entry, "file": f"best-{state.epoch:04d}.keras"}
+                model.save(directory / state.best["file"])
+            save_checkpoint(model, state, directory)
+            say(
+                f"epoch {state.epoch}/{settings.epochs}: loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.4f}; "
+                f"validation loss {entry['val_loss']:.4f}, accuracy {entry['val_accuracy']:.4f}, "
+                f"AUROC {entry['val_auroc']:.4f}; {entry['seconds']:.0f} s, "
+                f"{sides.rows['train'].size / max(trained, 1e-9):.0f} images/s{', best so far' if better else ''}"
+            )
+            progress(
+                now=True,
+                val_loss=round(entry["val_loss"], 5),
+                val_accuracy=round(entry["val_accuracy"], 5),
+            )
+    if state.epoch < settings.epochs:
+        say(f"stopped early: {state.waited} epochs brought nothing better than epoch {state.best['epoch']}")
+    return directory / state.best["file"], state
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def calibrate(model: Any, labels: NDArray[np.int64], scores: Doubles, rule: str) -> dict[str, float]:
+    """Fold threshold and temperature into the last layer, so that no server can forget them.
+
+    The logits are shifted so that the threshold chosen on validation lies at 0.5, which keeps a verdict from being
+    shown with a confidence below one half, and divided by the temperature that makes them honest.
+
+    Args:
+        model: the network; its layer ``score`` is changed.
+        labels: of the validation images, shape (n,).
+        scores: what the network says of them, shape (n,).
+        rule: see `lightbox.evaluation.threshold`.
+
+    Returns:
+        `threshold` as it was found, `shift` in logits and `temperature`.
+    """
+    found = evaluation.threshold(labels, scores, rule)
+    shift = float(evaluation.logits([found])[0])
+    shifted = 1 / (1 + np.exp(-(evaluation.logits(scores) - shift)))
+    temperature = evaluation.temperature(labels, shifted)
+    layer = model.get_layer(SCORE)
+    kernel, bias = layer.get_weights()
+    layer.set_weights([kernel / temperature, (bias - shift) / temperature])
+    return {"threshold": found, "shift": shift, "temperature": temperature}
+
+
+def export(model: Any, file: Path) -> None:
+    """Compile the network for ONNX Runtime.
+
+    Raises:
+        TrainingError: it cannot be compiled.
+    """
+    import keras
+
+    signature = [keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="float32", name="image")]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.export(file, format="onnx", verbose=False, input_signature=signature)
+    # The exporter raises whatever its layers raise.
+    except Exception as error:
+        raise TrainingError(f"the model cannot be compiled to ONNX: {error}") from error
+
+
+def serving_scores(file: Path, sides: Sides, split: str, architecture: Architecture) -> Doubles:
+    """Return what the compiled form says of every image of a split, shape (n,)."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    scores = []
+    for begin in range(0, sides.rows[split].size, PREDICT_BATCH):
+        x = sides.pixels[sides.rows[split][begin : begin + PREDICT_BATCH]].astype(np.float32)
+        x = x * np.float32(architecture.scale) + np.float32(architecture.offset)
+        scores.append(np.asarray(session.run(None, {name: x})[0], dtype=np.float64).reshape(-1))
+    return np.concatenate(scores)
+
+
+def parity(trained: Doubles, compiled: Doubles, limit: float) -> dict[str, Any]:
+    """Compare scores of the trained and the compiled form, shapes (n,); `limit` is the decision threshold.
+
+    Raises:
+        TrainingError: a score differs by more than 0.001 or a label is another.
+    """
+    difference = float(np.abs(trained - compiled).max())
+    flips = int(((trained >= limit) != (compiled >= limit)).sum())
+    if not difference <= PARITY or flips:
+        raise TrainingError(
+            f"the compiled model is not the trained one: scores differ by up to {difference:.2g} (at most {PARITY} is "
+            f"allowed), {flips} of {trained.size} labels are others; nothing is released"
+        )
+    return {"images": int(trained.size), "max_abs_difference": difference, "label_flips": flips}

@@ -1,0 +1,376 @@
+"""Training from the command line: what it makes, when it does nothing, and what it survives."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightbox import bundle, cnn, training
+from lightbox.architectures import ARCHITECTURES
+from lightbox.bundle import Bundle
+from lightbox.data import Manifest
+from lightbox.training import TrainingError
+
+SMALL = ["--synthetic-images", "160", "--image-size", "48", "--width", "8", "--batch-size", "16", "--epochs", "4"]
+
+
+def progress(runs: Path) -> dict[str, Any]:
+    return json.loads((runs / "progress.json").read_text())
+
+
+def train(runs: Path, cache: Path, *arguments: str) -> int:
+    return cnn.main(["--runs", str(runs), "--cache", str(cache), *SMALL, *arguments])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cache) -> Path:
+    """The runs directory of one training that went well."""
+    directory = tmp_path_factory.mktemp("runs")
+    assert train(directory, cache, "--out-link", str(directory / "latest"), "--git-revision", "abc") == 0
+    return directory
+
+
+# --- settings
+
+
+def test_defaults_come_from_the_architecture_and_the_command_line_wins(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"architecture": "resnet50", "epochs": 7, "seed": 3, "augment": False, "data": "/x"}))
+    job, settings = cnn.parse(["--config", str(file), "--seed", "4"])
+    assert (settings.image_size, settings.weights) == (224, "imagenet")
+    assert (settings.epochs, settings.seed, settings.augment, job.data) == (7, 4, False, "/x")
+    assert cnn.parse([])[1] == cnn.Settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"learning_rat": 1}, "did you mean 'learning_rate'"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast', expected float"),
+        ({"learning_rate": 0}, "1e-08 to 1"),
+        ({"epochs": 2.5}, "expected int"),
+        ({"architecture": "alexnet"}, "compact, resnet50"),
+        ({"system": "cats"}, "pneumonia"),
+        ({"threshold": "high"}, "no rule"),
+        ({"augment": "perhaps"}, "expected bool"),
+        ({"validation_share": 0.4, "test_share": 0.4}, "leave less"),
+    ],
+)
+def test_a_wrong_setting_is_named(given, words):
+    with pytest.raises(cnn.SettingsError, match=words):
+        cnn.resolve(given)
+
+
+def test_a_wrong_setting_ends_the_command_with_one_line(tmp_path, capsys):
+    assert cnn.main(["--epochs", "many", "--runs", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "epochs is 'many', expected int\n"
+    (tmp_path / "config.json").write_text("[1]")
+    assert cnn.main(["--config", str(tmp_path / "config.json")]) == 1
+    assert "not a JSON object" in capsys.readouterr().err
+
+
+def test_a_run_is_named_by_data_settings_and_code_and_by_nothing_else(monkeypatch, tmp_path):
+    job, settings = cnn.resolve({})
+    name = cnn.run_id("d", job, settings)
+    assert cnn.run_id("d", replace(job, runs="/elsewhere", data="s3://x/y"), settings) == name
+    others = {
+        cnn.run_id("e", job, settings),
+        cnn.run_id("d", job, replace(settings, seed=2)),
+        cnn.run_id("d", job, replace(settings, noise=0.01)),
+    }
+    (tmp_path / "w.npz").write_bytes(b"1")
+    with_file = replace(settings, weights=str(tmp_path / "w.npz"))
+    others.add(cnn.run_id("d", job, with_file))
+    (tmp_path / "w.npz").write_bytes(b"2")
+    others.add(cnn.run_id("d", job, with_file))
+    monkeypatch.setattr(cnn, "code_digest", lambda: "other code")
+    others.add(cnn.run_id("d", job, settings))
+    assert len(others - {name}) == 6
+
+
+# --- what a run makes
+
+
+def test_a_run_makes_a_whole_bundle_that_predicts_as_recorded(runs, capsys):
+    assert bundle.main(["verify", str(runs / "latest"), "--smoke"]) == 0
+    assert "predicts as recorded" in capsys.readouterr().out
+    assert bundle.main(["gate", str(runs / "latest"), "-"]) == 0
+
+
+def test_the_contract_says_everything(runs):
+    found = Bundle.load(runs / "latest")
+    contract = found.contract
+    assert set(contract["files"]) == {"best_model.keras", "model.onnx", "smoke.png", "history.json"}
+    assert (found.labels, found.output, found.input.color) == (("Normal", "Pneumonia"), "sigmoid", "grayscale")
+    assert (found.input.height, found.input.width) == (48, 48)
+    assert contract["data"]["synthetic"] is True
+    assert contract["data"]["source"] == "synthetic"
+    assert contract["serving"]["parity"]["label_flips"] == 0
+    assert contract["serving"]["parity"]["max_abs_difference"] <= 1e-3
+    assert contract["training"]["parameters"]["image_size"] == 48
+    assert contract["git_revision"] == "abc"
+    assert contract["version"].endswith(contract["training"]["run"][:8])
+    for split in ("validation", "test"):
+        figures = contract["metrics"][split]
+        (tn, fp), (fn, tp) = figures["confusion_matrix"]
+        assert tn + fp + fn + tp == figures["images"] == sum(contract["data"]["counts"][split].values())
+        assert figures["accuracy"] == pytest.approx((tn + tp) / figures["images"])
+        assert {"sensitivity", "specificity", "auroc", "brier", "ece", "loss", "f1"} <= set(figures)
+
+
+def test_a_verdict_is_never_less_certain_than_even(runs):
+    found = Bundle.load(runs / "latest")
+    assert found.threshold == 0.5
+    # Nothing is left for a server to apply.
+    assert found.temperature == 1.0
+    assert found.contract["calibration"]["folded"]["temperature"] > 0
+
+
+def test_the_serving_form_is_the_trained_model(runs):
+    import keras
+    import onnxruntime
+
+    found = Bundle.load(runs / "latest")
+    model = keras.models.load_model(found.path / "best_model.keras")
+    session = onnxruntime.InferenceSession(found.path / found.serving_file)
+    images = np.random.default_rng(1).random((7, 48, 48, 1), dtype=np.float32)
+    compiled = session.run(None, {session.get_inputs()[0].name: images})[0]
+    assert np.abs(model.predict_on_batch(images) - compiled).max() < 1e-5
+
+
+def test_progress_and_history_tell_the_story(runs):
+    told = progress(runs)
+    assert told["state"] == "done"
+    assert (told["epoch"], told["epochs"]) == (4, 4)
+    assert told["images_per_second"] > 0
+    assert told["bundle"] == str((runs / "latest").resolve())
+    assert told["updated"].endswith("Z")
+    history = json.loads((runs / "latest/history.json").read_text())
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_predictions_and_manifest_name_every_image(runs):
+    directory = (runs / "latest").resolve().parent
+    manifest = Manifest.load(directory / "manifest.json")
+    lines = (directory / "predictions.csv").read_text().splitlines()[1:]
+    assert {line.split(",")[0] for line in lines} == {s.name for s in manifest.samples if s.split != "train"}
+    where: dict[str, set[str]] = {}
+    for sample in manifest.samples:
+        where.setdefault(sample.patient, set()).add(sample.split)
+    assert all(len(splits) == 1 for splits in where.values())
+    assert not list(directory.glob("checkpoint-*"))
+
+
+# --- when nothing is to be done
+
+
+def test_nothing_changed_nothing_trained(runs, cache, capsys):
+    before = (runs / "latest/model.json").stat().st_mtime_ns
+    target = (runs / "latest").resolve()
+    assert train(runs, cache, "--out-link", str(runs / "latest")) == 0
+    assert "nothing changed, nothing trained" in capsys.readouterr().out
+    told = progress(runs)
+    assert told["state"] == "unchanged"
+    assert told["bundle"] == str(target)
+    assert (runs / "latest/model.json").stat().st_mtime_ns == before
+
+
+def test_a_damaged_bundle_is_made_again(tmp_path, cache, capsys):
+    quick = ["--epochs", "1", "--image-size", "32"]
+    assert train(tmp_path, cache, *quick, "--out-link", str(tmp_path / "latest")) == 0
+    weights = tmp_path / "latest/best_model.keras"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert bundle.main(["verify", str(tmp_path / "latest")]) == 1
+    assert "best_model.keras" in capsys.readouterr().err
+    assert train(tmp_path, cache, *quick, "--out-link", str(tmp_path / "latest")) == 0
+    assert "made again" in capsys.readouterr().out
+    assert bundle.main(["verify", str(tmp_path / "latest"), "--smoke"]) == 0
+
+
+# --- what it survives
+
+
+def start(runs: Path, cache: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lightbox.cnn", "--runs", runs, "--cache", cache, *SMALL, *arguments]
+    with (runs / "log").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def wait_for_checkpoint(runs: Path, process: subprocess.Popen[bytes], epoch: int) -> None:
+    for _ in range(1200):
+        if list(runs.glob(f"*/checkpoint-{epoch:04d}/state.json")):
+            return
+        assert process.poll() is None, (runs / "log").read_text()
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint came")
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_as_if_nothing_had_been(runs, cache, tmp_path, capsys):
+    process = start(tmp_path, cache)
+    wait_for_checkpoint(tmp_path, process, 2)
+    process.kill()
+    process.wait()
+    assert not list(tmp_path.glob("*/bundle"))
+    begun = len((tmp_path / "log").read_text().split("epoch ")) - 1
+    assert begun < 4, "it was over before it was killed"
+
+    assert train(tmp_path, cache, "--out-link", str(tmp_path / "latest")) == 0
+    assert "going on after epoch" in capsys.readouterr().out
+    resumed = json.loads((tmp_path / "latest/history.json").read_text())
+    straight = json.loads((runs / "latest/history.json").read_text())
+    assert [entry["epoch"] for entry in resumed] == [1, 2, 3, 4]
+    for key in ("loss", "val_loss", "val_auroc"):
+        assert [e[key] for e in resumed] == pytest.approx([e[key] for e in straight], abs=0.02), key
+
+
+def test_stopped_by_systemd_it_says_so(tmp_path):
+    process = start(tmp_path, tmp_path / "cache", "--synthetic-images", "100000")
+    while not (tmp_path / "progress.json").exists() or "drawing" not in progress(tmp_path)["message"]:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    told = progress(tmp_path)
+    assert told["state"] == "failed"
+    assert "goes on after" in told["message"]
+
+
+def test_two_do_not_train_the_same_run(runs, cache, capsys):
+    directory = (runs / "latest").resolve().parent
+    with (directory / "lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert train(runs, cache) == 1
+    assert "another process is training" in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint_is_thrown_away(tmp_path, capsys):
+    directory = tmp_path / "checkpoint-0003"
+    directory.mkdir()
+    (directory / "state.json").write_text('{"epoch": 3}')
+    (directory / "model.keras").write_bytes(b"half")
+    model, state = training.load_checkpoint(tmp_path)
+    assert model is None
+    assert state.epoch == 0
+    assert not directory.exists()
+    assert "thrown away" in capsys.readouterr().err
+
+
+def test_data_that_cannot_be_had_fails_loudly(tmp_path, capsys):
+    assert cnn.main(["--data", str(tmp_path / "nowhere"), "--runs", str(tmp_path / "runs")]) == 1
+    told = progress(tmp_path / "runs")
+    assert told["state"] == "failed"
+    assert "there is no data" in told["message"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_link_that_is_a_directory_is_not_replaced(runs, cache, tmp_path, capsys):
+    (tmp_path / "link").mkdir()
+    assert train(runs, cache, "--out-link", str(tmp_path / "link")) == 1
+    assert "not a symbolic link" in capsys.readouterr().err
+
+
+# --- parts
+
+
+def test_a_serving_form_that_says_otherwise_is_not_released():
+    trained = np.array([0.1, 0.4, 0.9])
+    assert training.parity(trained, trained + 1e-5, 0.5)["label_flips"] == 0
+    with pytest.raises(TrainingError, match=r"differ by up to 0\.05"):
+        training.parity(trained, trained + 0.05, 0.5)
+    with pytest.raises(TrainingError, match="1 of 3 labels"):
+        training.parity(np.array([0.1, 0.4999, 0.9]), np.array([0.1, 0.5001, 0.9]), 0.5)
+    with pytest.raises(TrainingError):
+        training.parity(trained, np.array([0.1, np.nan, 0.9]), 0.5)
+
+
+def test_classes_count_alike_when_balanced():
+    labels = np.array([0, 1, 1, 1])
+    weights = training.class_weights(labels, "balanced")
+    assert weights[0] == pytest.approx(3 * weights[1])
+    assert weights[labels].sum() == pytest.approx(4)
+    assert (training.class_weights(labels, "none") == 1).all()
+
+
+def batch() -> np.ndarray:
+    rng = np.random.default_rng(2)
+    return np.kron(rng.integers(0, 255, (6, 6, 6, 1)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+
+
+def test_augmentation_varies_images_and_follows_from_seed_and_step():
+    settings = cnn.Settings()
+    first = training.augment(batch(), 5, settings).numpy()
+    assert first.shape == (6, 48, 48, 1)
+    assert first.min() >= 0
+    assert first.max() <= 255
+    assert (first == training.augment(batch(), 5, settings).numpy()).all()
+    assert np.abs(first - training.augment(batch(), 6, settings).numpy()).mean() > 1
+    assert np.abs(first - training.augment(batch(), 5, replace(settings, seed=2)).numpy()).mean() > 1
+
+
+def test_augmentation_without_any_change_changes_nothing():
+    names = ("rotation", "shift", "zoom", "stretch", "gamma", "contrast", "brightness", "blur", "noise")
+    settings = replace(cnn.Settings(), **dict.fromkeys(names, 0.0))
+    assert np.abs(training.augment(batch(), 1, settings).numpy() - batch()).max() < 0.1
+
+
+def test_mirroring_is_off_unless_asked_for():
+    names = ("rotation", "shift", "zoom", "stretch", "gamma", "contrast", "brightness", "blur", "noise")
+    settings = replace(cnn.Settings(), **dict.fromkeys(names, 0.0), flip=True)
+    mirrored = training.augment(batch(), 1, settings).numpy()
+    plain, turned = batch().astype(float), batch()[:, :, ::-1].astype(float)
+    kinds = [(np.abs(m - p).max() < 0.1, np.abs(m - t).max() < 0.1) for m, p, t in zip(mirrored, plain, turned)]  # noqa: B905
+    assert all(p or t for p, t in kinds)
+    assert any(t for _, t in kinds)
+    assert any(p for p, _ in kinds)
+    assert cnn.Settings().flip is False
+
+
+def test_an_epoch_is_better_by_its_ranking_and_then_by_its_loss():
+    entries = [{"val_auroc": a, "val_loss": v} for a, v in ((0.9, 0.1), (0.95, 0.3), (0.95, 0.2), (0.94, 0.05))]
+    assert max(entries, key=training.merit) is entries[2]
+
+
+def test_stages_train_the_head_first():
+    job_settings = cnn.resolve({"architecture": "resnet50", "epochs": 10, "head_epochs": 3})[1]
+    head, rest = training.stages(ARCHITECTURES["resnet50"], job_settings)
+    assert (head.begin, head.end, head.layers) == (0, 3, 0)
+    assert (rest.begin, rest.end, rest.layers) == (3, 10, job_settings.fine_tune_layers)
+    assert rest.learning_rate < head.learning_rate
+    assert len(training.stages(ARCHITECTURES["compact"], cnn.Settings())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_real_chests_are_learnt_in_ten_minutes(tmp_path):
+    from test_data import xray
+
+    if not xray().is_dir():
+        pytest.skip("the real data set is not here: name it with LIGHTBOX_XRAY")
+    begin = os.times()
+    arguments = ["--data", str(xray()), "--runs", str(tmp_path), "--out-link", str(tmp_path / "latest")]
+    assert cnn.main([*arguments, "--architecture", "compact"]) == 0
+    end = os.times()
+    found = Bundle.load(tmp_path / "latest").contract
+    assert found["metrics"]["validation"]["accuracy"] >= 0.93
+    assert found["metrics"]["test"]["auroc"] >= 0.97
+    # Processor time does not depend on what else the machine does: ten minutes on two cores.
+    assert (end.user + end.system) - (begin.user + begin.system) < 2 * 600

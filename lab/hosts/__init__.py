@@ -1,0 +1,1 @@
+"""The lab's hosts: their image, networks, firewalls, containers and metadata."""

@@ -1,0 +1,25 @@
+"""Stands in for the training program in this scenario: it says what it was given, and can be told to die once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+config = json.loads(Path(arguments["--config"]).read_text(encoding="utf-8"))
+runs = Path(arguments["--runs"])
+data = Path(config["data"])
+files = sorted(path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()) if data.is_dir() else []
+progress = {"state": "training", "config": config, "files": files, "starts": len(list(runs.glob("start-*"))) + 1}
+(runs / f"start-{progress['starts']}").touch()
+Path(arguments["--progress"]).write_text(json.dumps(progress), encoding="utf-8")
+if config.get("refuse"):
+    sys.exit(1)
+if config.get("die") and progress["starts"] == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(config.get("seconds", 0))
+Path(arguments["--progress"]).write_text(json.dumps({**progress, "state": "done"}), encoding="utf-8")

@@ -1,0 +1,53 @@
+"""Data on the host and training as a service, after everything that side_effect.yml did."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from testinfra.host import Host
+
+UNIT = "lightbox-train.service"
+
+
+def test_data_is_what_came_last(host: Host) -> None:
+    files = host.check_output("cd /var/lib/lightbox/data && find . -type f").splitlines()
+    assert files == ["./train/NORMAL/web.jpeg"]
+    record = json.loads(host.file("/var/lib/lightbox/data.json").content_string)
+    assert record["files"] == 1
+    assert record["bytes"] == len("web\n")
+    assert record["source"] == "https://localhost:8443/chest.tar.gz"
+    assert host.check_output("ls /var/lib/lightbox").split() == ["data", "data.json", "runs"]
+
+
+def test_data_is_the_trainers_to_read(host: Host) -> None:
+    path = "/var/lib/lightbox/data/train/NORMAL/web.jpeg"
+    assert host.run(f"runuser -u lightbox-trainer -- cat {path}").stdout == "web\n"
+    assert host.run(f"runuser -u lightbox-trainer -- touch {path}").rc != 0
+    assert host.run(f"runuser -u nobody -- cat {path}").rc != 0
+
+
+def test_settings(host: Host) -> None:
+    settings = json.loads(host.file("/etc/lightbox/train.json").content_string)
+    assert settings == {"data": "/var/lib/lightbox/data", "refuse": True}
+
+
+def test_password_is_in_one_file(host: Host) -> None:
+    file = host.file("/etc/lightbox/trainer/redis_password")
+    assert (file.mode, file.user, file.group) == (0o440, "root", "lightbox-trainer")
+    assert file.content_string == "molecule-password-of-trainer"
+    assert "molecule-password-of-trainer" not in host.check_output("journalctl --no-pager --boot")
+
+
+def test_a_refusal_is_not_repeated(host: Host) -> None:
+    """The last run was refused by the program: it is not started again by itself."""
+    time.sleep(7)
+    assert host.check_output(f"systemctl show --property=ActiveState --value {UNIT}") == "failed"
+    assert host.check_output(f"systemctl show --property=NRestarts --value {UNIT}") == "0"
+    # Nothing starts it at boot.
+    assert host.check_output(f"systemctl is-enabled {UNIT}") == "static"
+
+
+def test_is_confined(host: Host) -> None:
+    exposure = host.check_output(f"systemd-analyze security --no-pager {UNIT}").splitlines()[-1]
+    assert float(exposure.split(":")[1].split()[0]) <= 4.0

@@ -1,0 +1,113 @@
+"""Filters that turn the list of flows into security group rules and into a reachability matrix.
+
+A flow is a mapping ``{from, to, ports}``. ``from`` is a role, ``internet`` or ``admins``; ``to`` is a role or
+``all``. Everything that is not a flow is closed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+OUTSIDE = ("internet", "admins")
+
+
+def _targets(flow: dict[str, Any], roles: list[str]) -> list[str]:
+    """Return the roles that a flow leads to; ``all`` leaves out the role it comes from."""
+    if flow["to"] == "all":
+        return [role for role in roles if role != flow["from"]]
+    return [flow["to"]]
+
+
+def check_flows(flows: list[dict[str, Any]], roles: list[str]) -> list[str]:
+    """Return what is wrong with the flows, in words; an empty list when nothing is."""
+    faults = []
+    for flow in flows:
+        if flow["from"] not in (*roles, *OUTSIDE):
+            faults.append(f"flow {flow}: 'from' is neither a role of `instances` nor one of {', '.join(OUTSIDE)}")
+        if flow["to"] not in (*roles, "all"):
+            faults.append(f"flow {flow}: 'to' is neither a role of `instances` nor 'all'")
+        if not flow["ports"] or not all(isinstance(port, int) and 0 < port < 65536 for port in flow["ports"]):
+            faults.append(f"flow {flow}: 'ports' must be a list of numbers from 1 to 65535")
+    return faults
+
+
+def flow_rules(
+    flows: list[dict[str, Any]], role: str, roles: list[str], admin_cidrs: list[str], group_ids: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Return the inbound rules of one role's security group, as amazon.aws.ec2_security_group takes them.
+
+    Args:
+        flows: the flows of the system.
+        role: the role whose group is wanted.
+        roles: every role of the system.
+        admin_cidrs: the networks that `admins` stands for.
+        group_ids: security group id by role.
+    """
+    faults = check_flows(flows, roles)
+    if faults:
+        raise AnsibleFilterError("; ".join(faults))
+    rules: list[dict[str, Any]] = []
+    for flow in flows:
+        if role not in _targets(flow, roles):
+            continue
+        rule = {"proto": "tcp", "ports": [str(port) for port in flow["ports"]], "rule_desc": flow.get("why", "")}
+        if flow["from"] == "internet":
+            rule["cidr_ip"] = "0.0.0.0/0"
+        elif flow["from"] == "admins":
+            if not admin_cidrs:
+                continue
+            rule["cidr_ip"] = list(admin_cidrs)
+        else:
+            rule["group_id"] = group_ids[flow["from"]]
+        rules.append(rule)
+    return rules
+
+
+def known_ports(flows: list[dict[str, Any]], closed_ports: list[int]) -> list[int]:
+    """Return every port that the system knows, sorted: those of the flows and those that must stay closed."""
+    return sorted({port for flow in flows for port in flow["ports"]} | set(closed_ports))
+
+
+def flow_matrix(
+    flows: list[dict[str, Any]], source: str, hosts: list[tuple[str, str, str]], ports: list[int]
+) -> list[dict[str, Any]]:
+    """Return what one source must find open and closed.
+
+    Args:
+        flows: the flows of the system.
+        source: a role, or `internet` / `admins` for the outside.
+        hosts: name, role and address of every host to knock at.
+        ports: the ports to try on each.
+
+    Returns:
+        A list of ``{"name", "address", "port", "open"}``.
+    """
+    roles = list(dict.fromkeys(role for _, role, _ in hosts))
+    # `internet` is anyone: what it reaches, the administrators and every host reach too.
+    allowed = {
+        (target, port)
+        for flow in flows
+        if flow["from"] in (source, "internet")
+        for target in _targets(flow, roles)
+        for port in flow["ports"]
+    }
+    return [
+        {"name": name, "address": address, "port": port, "open": (role, port) in allowed}
+        for name, role, address in hosts
+        for port in ports
+    ]
+
+
+class FilterModule:
+    """The filters by the names that playbooks use."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters."""
+        return {
+            "check_flows": check_flows,
+            "flow_matrix": flow_matrix,
+            "flow_rules": flow_rules,
+            "known_ports": known_ports,
+        }

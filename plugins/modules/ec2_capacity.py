@@ -1,0 +1,176 @@
+#!/usr/bin/python
+"""Ansible module: ask AWS whether instances could be started, before any is."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ec2_capacity
+short_description: Ask whether the account and the zone can start the instances of a plan
+description:
+  - Compares the vCPUs that a plan needs with the account's service quotas and with what already runs, and checks that
+    the zone offers each instance type. Changes nothing.
+options:
+  instance_types:
+    description: Instance types of the instances still to be started, one entry per instance.
+    type: list
+    elements: str
+    required: true
+  availability_zone:
+    description: The zone they would start in.
+    type: str
+    required: true
+extends_documentation_fragment:
+  - amazon.aws.common.modules
+  - amazon.aws.region.modules
+  - amazon.aws.boto3
+author: The Lightbox authors
+"""
+
+EXAMPLES = r"""
+- name: The plan fits the account
+  ec2_capacity:
+    instance_types: [t3.micro, t3.micro, g4dn.xlarge]
+    availability_zone: us-east-1a
+  register: capacity
+"""
+
+RETURN = r"""
+problems:
+  description: What stands in the way, each with its remedy; empty when nothing does.
+  type: list
+  elements: str
+  returned: always
+demand:
+  description: Per quota code, the vCPUs needed, running and allowed.
+  type: dict
+  returned: always
+"""
+
+try:
+    import botocore.exceptions
+except ImportError:
+    pass  # AnsibleAWSModule says what is missing
+
+from typing import Any
+
+from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+
+# Quotas of running on-demand instances, by the letters the instance family starts with. A family is matched by its
+# longest prefix. https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/ec2-on-demand-instances.html
+QUOTAS = {
+    "L-1216C47A": ("Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", tuple("acdhimrtz")),
+    "L-DB2E81BA": ("Running On-Demand G and VT instances", ("g", "vt")),
+    "L-417A185B": ("Running On-Demand P instances", ("p",)),
+}
+
+
+def quota_of(instance_type: str) -> str | None:
+    """Return the quota code that an instance type counts against, or None for a family with no quota known here."""
+    family = instance_type.partition(".")[0]
+    letters = family[: next((i for i, char in enumerate(family) if char.isdigit()), len(family))]
+    matches = [
+        (len(prefix), code)
+        for code, (_, prefixes) in QUOTAS.items()
+        for prefix in prefixes
+        if letters.startswith(prefix)
+    ]
+    return max(matches)[1] if matches else None
+
+
+def vcpus_of(ec2: Any, instance_types: set[str]) -> dict[str, int]:
+    """Return the default vCPUs of each instance type that AWS knows."""
+    if not instance_types:
+        return {}
+    paginator = ec2.get_paginator("describe_instance_types")
+    filters = [{"Name": "instance-type", "Values": sorted(instance_types)}]
+    return {
+        item["InstanceType"]: item["VCpuInfo"]["DefaultVCpus"]
+        for page in paginator.paginate(Filters=filters)
+        for item in page["InstanceTypes"]
+    }
+
+
+def running_types(ec2: Any) -> list[str]:
+    """Return the instance type of every instance that counts against a quota now."""
+    paginator = ec2.get_paginator("describe_instances")
+    filters = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+    return [
+        instance["InstanceType"]
+        for page in paginator.paginate(Filters=filters)
+        for reservation in page["Reservations"]
+        for instance in reservation["Instances"]
+    ]
+
+
+def offered_types(ec2: Any, zone: str, instance_types: set[str]) -> set[str]:
+    """Return those of the instance types that the zone offers."""
+    paginator = ec2.get_paginator("describe_instance_type_offerings")
+    filters = [
+        {"Name": "location", "Values": [zone]},
+        {"Name": "instance-type", "Values": sorted(instance_types)},
+    ]
+    return {
+        item["InstanceType"]
+        for page in paginator.paginate(LocationType="availability-zone", Filters=filters)
+        for item in page["InstanceTypeOfferings"]
+    }
+
+
+def assess(
+    planned: list[str],
+    running: list[str],
+    vcpus: dict[str, int],
+    offered: set[str],
+    limits: dict[str, float],
+    zone: str,
+) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """Return what stands in the plan's way, in words, and the demand by quota code."""
+    problems = [
+        f"{name} is not an EC2 instance type; correct it in `instances`" for name in sorted(set(planned) - set(vcpus))
+    ]
+    problems += [
+        f"{name} is not offered in {zone}; choose another type in `instances` or another zone in `network.zone`"
+        for name in sorted(set(planned) & set(vcpus) - offered)
+    ]
+    demand: dict[str, dict[str, float]] = {}
+    for code, limit in limits.items():
+        needed = sum(vcpus.get(name, 0) for name in planned if quota_of(name) == code)
+        used = sum(vcpus.get(name, 0) for name in running if quota_of(name) == code)
+        demand[code] = {"needed": needed, "running": used, "limit": limit}
+        if needed and used + needed > limit:
+            problems.append(
+                f"{needed} vCPUs are needed and {used} run already, but the quota {code} ({QUOTAS[code][0]}) is "
+                f"{limit:.0f}; request at least {used + needed} with: aws service-quotas "
+                f"request-service-quota-increase --service-code ec2 --quota-code {code} --desired-value {used + needed}"
+            )
+    return problems, demand
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleAWSModule(
+        argument_spec={
+            "instance_types": {"type": "list", "elements": "str", "required": True},
+            "availability_zone": {"type": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    planned, zone = module.params["instance_types"], module.params["availability_zone"]
+    if not planned:
+        module.exit_json(changed=False, problems=[], demand={})
+    try:
+        ec2, quotas = module.client("ec2"), module.client("service-quotas")
+        running = running_types(ec2)
+        vcpus = vcpus_of(ec2, {*planned, *running})
+        known = {name for name in planned if name in vcpus}
+        offered = offered_types(ec2, zone, known) if known else set()
+        codes = sorted({code for code in map(quota_of, planned) if code})
+        limits = {code: quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"] for code in codes}
+    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+        module.fail_json_aws(error, msg="Could not ask AWS about instance types and quotas")
+    problems, demand = assess(planned, running, vcpus, offered, limits, zone)
+    module.exit_json(changed=False, problems=problems, demand=demand)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Run the tests: ``make test`` for all of them, ``make test T=name`` for a stage or one role's scenarios.
+
+Stages run one after another, the quick ones first; all of them run even when one fails, and the exit status says
+whether all passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = ROOT / ".venv/bin"
+APP_BIN = ROOT / ".venv-app/bin"
+Command = list[str]
+
+
+def as_root(command: Command) -> Command:
+    """Return the command with sudo in front where the caller is not root."""
+    return command if os.geteuid() == 0 else ["sudo", "--preserve-env", "env", f"PATH={os.environ['PATH']}", *command]
+
+
+def scenarios() -> list[str]:
+    """Return the names of the Molecule scenarios."""
+    return sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+
+
+def lint() -> list[Command]:
+    """Return the linters and type checkers."""
+    syntax = [
+        [
+            f"{BIN}/ansible-playbook",
+            "-i",
+            f"inventories/{where}",
+            "-i",
+            "inventories/pneumonia",
+            playbook,
+            "--syntax-check",
+        ]
+        for where in ("lab", "aws")
+        for playbook in ("site.yml", "train.yml")
+    ]
+    return [
+        [f"{BIN}/ruff", "check", "."],
+        [f"{BIN}/ruff", "format", "--check", "."],
+        [f"{BIN}/mypy", "lab", "tests/run.py", "plugins"],
+        [f"{BIN}/mypy", "--python-executable", f"{APP_BIN}/python", "app/src"],
+        [f"{BIN}/yamllint", "--strict", "."],
+        [f"{BIN}/ansible-lint", "--offline", "--strict"],
+        *syntax,
+    ]
+
+
+def pytest(python: Path, *arguments: str) -> Command:
+    """Return a pytest run."""
+    return [f"{python}/python", "-m", "pytest", "-q", *arguments]
+
+
+def stages() -> dict[str, list[Command]]:
+    """Return every stage by name, in the order they run."""
+    molecule = [as_root([f"{BIN}/molecule", "test", "--scenario-name", name]) for name in scenarios()]
+    image = as_root([f"{BIN}/python", "-m", "lab", "image"])
+    return {
+        "lint": lint(),
+        "unit": [
+            pytest(BIN, "tests/unit", "lab/tests", "-m", "not hosts"),
+            pytest(APP_BIN, "app/tests", "-m", "not slow"),
+        ],
+        "provisioning": [pytest(BIN, "tests/provisioning")],
+        "lab": [image, as_root(pytest(BIN, "lab/tests", "-m", "hosts"))],
+        "molecule": [image, *molecule],
+        "system": [as_root(pytest(BIN, "tests/system"))],
+    }
+
+
+def selected(subset: str) -> dict[str, list[Command]]:
+    """Return the stages that a name asks for: a stage, a scenario, or every scenario of a role."""
+    everything = stages()
+    if not subset:
+        return everything
+    if subset in everything:
+        return {subset: everything[subset]}
+    commands = [
+        command for command in everything["molecule"] if command[-1].split("_")[0] == subset or command[-1] == subset
+    ]
+    if commands:
+        return {subset: [everything["molecule"][0], *commands]}
+    roles = sorted({name.split("_")[0] for name in scenarios()})
+    sys.exit(f"'{subset}' is neither a stage ({', '.join(everything)}) nor a role with a scenario ({', '.join(roles)})")
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("subset", nargs="?", default="", help="a stage, a role or a Molecule scenario")
+    options = parser.parse_args()
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "ANSIBLE_FORCE_COLOR": "0", "PY_COLORS": "0"}
+    results: list[tuple[str, bool, float]] = []
+    for stage, commands in selected(options.subset).items():
+        for command in commands:
+            shown = " ".join(command).replace(f"{ROOT}/", "")
+            print(f"\n=== {stage}: {shown}", flush=True)
+            started = time.monotonic()
+            code = subprocess.run(command, cwd=ROOT, env=environment, check=False, stdin=subprocess.DEVNULL).returncode
+            results.append((f"{stage}: {shown}", code == 0, time.monotonic() - started))
+    print("\n=== summary")
+    for name, passed, seconds in results:
+        print(f"{'ok  ' if passed else 'FAIL'} {seconds:7.1f} s  {name}")
+    failed = sum(not passed for _, passed, _ in results)
+    print(f"{len(results) - failed} passed, {failed} failed", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""The pneumonia system, from nothing to nothing, in the lab.
+
+The tests run in the order they stand in: the first brings the system up, the last takes it away.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT, SECRETS, System, Visitors, wait_until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
+
+PASSWORDS = ("redis_api", "redis_trainer", "grafana_admin")
+OUTPUTS: list[str] = []
+
+
+def changed(text: str) -> dict[str, int]:
+    """Return how much each host changed, from a play recap."""
+    return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", text, re.MULTILINE)}
+
+
+def secrets() -> list[str]:
+    """Return the passwords that must show nowhere."""
+    return [(SECRETS / name).read_text().strip() for name in PASSWORDS if (SECRETS / name).exists()]
+
+
+def test_make_up_ends_with_a_url_the_figures_and_a_green_table(system: System) -> None:
+    output = system.make("up")
+    OUTPUTS.append(output)
+    assert f"Pneumonia detection: {system.url}" in output
+    assert "test accuracy" in output
+    assert "FAIL" not in output
+    assert "images/s" in output, "progress is shown while the model trains"
+
+
+def test_a_second_run_changes_nothing(system: System) -> None:
+    done = system.play("site.yml", "--diff", "-v")
+    OUTPUTS.append(done.stdout)
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert len(changed(done.stdout)) == 6, done.stdout[-3000:]
+    assert set(changed(done.stdout).values()) == {0}, done.stdout[-8000:]
+
+
+def test_training_again_trains_nothing(system: System) -> None:
+    version = system.model()["version"]
+    done = system.play("train.yml")
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert "unchanged" in done.stdout
+    assert system.model()["version"] == version
+
+
+def test_the_doctor_writes_its_findings(system: System, tmp_path: Path) -> None:
+    OUTPUTS.append(system.make("verify", f"OUT={tmp_path}/report.json"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["ok"] is True
+    assert all(check["ok"] for check in report["checks"])
+    assert len(report["checks"]) >= 15
+    assert {"name", "ok", "detail"} == set(report["checks"][0])
+
+
+def test_the_doctor_sees_a_stopped_service_and_a_path_that_should_be_closed(system: System, tmp_path: Path) -> None:
+    group = system.instances()["api"]["SecurityGroups"][0]["GroupId"]
+    opening: dict[str, Any] = {
+        "GroupId": group,
+        "IpPermissions": [
+            {"IpProtocol": "tcp", "FromPort": 6379, "ToPort": 6379, "IpRanges": [{"CidrIp": "10.0.0.0/16"}]}
+        ],
+    }
+    system.client("ec2").authorize_security_group_ingress(**opening)
+    system.on("monitor", "systemctl stop prometheus-node-exporter")
+    try:
+        done = system.play(
+            "playbooks/verify.yml", "-e", f"verify_out={tmp_path}/report.json", "-e", "verify_configure=false"
+        )
+        failed = [
+            check["name"] for check in json.loads((tmp_path / "report.json").read_text())["checks"] if not check["ok"]
+        ]
+        assert done.returncode != 0
+        assert "flows from pneumonia-proxy" in failed
+        assert "services on pneumonia-monitor" in failed
+        assert "Prometheus targets" in failed
+    finally:
+        system.client("ec2").revoke_security_group_ingress(**opening)
+        system.on("monitor", "systemctl start prometheus-node-exporter")
+
+
+def test_only_the_declared_paths_are_open(system: System) -> None:
+    address = {role: item["PrivateIpAddress"] for role, item in system.instances().items()}
+    for role, port in (("api", 6379), ("api", 5000), ("trainer", 22), ("trainer", 9100)):
+        answer = system.on("proxy", f"curl -s -o /dev/null -m 3 http://{address[role]}:{port}/ ; echo $?")
+        expected = {("trainer", 22)}  # the bastion's own way
+        assert (answer != "28") == ((role, port) in expected), (role, port, answer)
+    assert system.on("ui", f"curl -sf http://{address['api']}:5000/health")
+    assert [role for role, item in system.instances().items() if item.get("PublicIpAddress")] == ["proxy"]
+    # This machine has no way to a private host but through the bastion: its routes know nothing of the VPC.
+    route = subprocess.run(["ip", "route", "get", address["api"]], capture_output=True, text=True, check=False)
+    assert "lb-" not in route.stdout
+    assert system.on("api", "hostname -I").split()[0] == address["api"], "through the bastion it answers"
+
+
+def test_redis_is_closed_to_strangers(system: System) -> None:
+    private = system.instances()["api"]["PrivateIpAddress"]
+    assert "NOAUTH" in system.on("api", f"redis-cli -h {private} get x", check=False)
+    listening = [line.split()[3] for line in system.on("api", "ss -tlnH 'sport = :6379'").splitlines()]
+    assert sorted(set(listening) - {"[::1]:6379"}) == sorted({"127.0.0.1:6379", f"{private}:6379"})
+
+
+def test_no_secret_is_in_logs_process_lists_or_readable_files(system: System) -> None:
+    assert len(secrets()) == 3
+    for role in system.instances():
+        places = system.on(role, "journalctl --no-pager -o cat; ps -eo args; find / -xdev -type f -perm -o=r -size -1M"
+                                 " -not -path '/proc/*' -not -path '/sys/*' -not -path '/usr/*' -newer /etc/machine-id"
+                                 " -exec cat {} + 2>/dev/null | tr -d '\\000'", check=False)  # fmt: skip
+        for number, secret in enumerate(secrets()):
+            assert secret not in places, f"password {PASSWORDS[number]} shows on {role}"
+    for output in OUTPUTS:
+        for number, secret in enumerate(secrets()):
+            assert secret not in output, f"password {PASSWORDS[number]} was printed"
+    assert SECRETS.stat().st_mode & 0o077 == 0
+
+
+def test_plain_http_leads_to_https_and_errors_are_never_verdicts(system: System) -> None:
+    status, text = system.upload(b"this is no image", "notes.png")
+    assert "data-verdict=" not in text
+    assert status >= 400 or "error" in text.lower()
+    status, text = system.upload(b"", "empty.png")
+    assert "data-verdict=" not in text
+
+
+KILLED = {
+    "proxy": ("nginx", "prometheus-node-exporter"),
+    "ui": ("gunicorn",),
+    "api": ("gunicorn", "redis-server"),
+    "monitor": ("prometheus",),
+}
+
+
+def test_a_killed_service_is_back_within_ten_seconds(system: System) -> None:
+    for role, programs in KILLED.items():
+        for program in programs:
+            unit = {"gunicorn": f"lightbox-{role}"}.get(program, program)
+            before = system.on(role, f"systemctl show -P MainPID {unit}")
+            system.on(role, f"kill -9 {before}")
+
+            def back(role: str = role, unit: str = unit, before: str = before) -> bool:
+                state = system.on(role, f"systemctl show -P ActiveState -P MainPID {unit}", check=False).split()
+                return len(state) == 2 and "active" in state and not {"0", before} & set(state)
+
+            wait_until(f"{unit} on {role} is back", back, 10)
+    wait_until("an upload is answered", system.ready, 20)
+
+
+def test_a_stopped_and_started_host_serves_again_by_itself(system: System) -> None:
+    instance = system.instances()["api"]["InstanceId"]
+    ec2 = system.client("ec2")
+    ec2.stop_instances(InstanceIds=[instance])
+    ec2.get_waiter("instance_stopped").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    _, text = system.upload(system.smoke())
+    assert "data-verdict=" not in text
+    ec2.start_instances(InstanceIds=[instance])
+    wait_until("an upload is answered", system.ready, 90)
+
+
+# --- releases that must not happen --------------------------------------------------------------------------------
+
+
+def copy_of_the_live_bundle(system: System, version: str, change: Any) -> None:
+    """Put a changed copy of the live bundle into the artefact store, under a version of its own."""
+    s3 = system.client("s3")
+    bucket = next(item["Name"] for item in s3.list_buckets()["Buckets"])
+    live = f"models/pneumonia/{system.model()['version']}/"
+    for item in s3.list_objects_v2(Bucket=bucket, Prefix=live)["Contents"]:
+        name = item["Key"].removeprefix(live)
+        found = s3.get_object(Bucket=bucket, Key=item["Key"])
+        body = found["Body"].read()
+        if name == "model.json":
+            body = body.replace(system.model()["version"].encode(), version.encode())
+        s3.put_object(
+            Bucket=bucket, Key=f"models/pneumonia/{version}/{name}", Body=change(name, body), Metadata=found["Metadata"]
+        )
+
+
+def refused(system: System, version: str) -> str:
+    """Release a version that must be refused, with visitors at the page; return what the playbook said."""
+    live = system.model()["loaded_sha256"]
+    with Visitors(system) as visitors:
+        done = system.play("playbooks/release.yml", "-e", f"version={version}")
+    assert done.returncode != 0, done.stdout[-6000:]
+    assert visitors.answers and visitors.failed() == []
+    assert system.model()["loaded_sha256"] == live
+    assert "keeps serving" in done.stdout, done.stdout[-6000:]
+    return done.stdout
+
+
+def test_a_bundle_with_one_byte_changed_is_refused(system: System) -> None:
+    def change(name: str, body: bytes) -> bytes:
+        return body[:-1] + bytes([body[-1] ^ 1]) if name == "model.onnx" else body
+
+    copy_of_the_live_bundle(system, "99990101T000000Z-corrupt0", change)
+    assert "model.onnx" in refused(system, "99990101T000000Z-corrupt0")
+
+
+def test_a_bundle_worse_than_the_live_one_is_refused(system: System) -> None:
+    def change(name: str, body: bytes) -> bytes:
+        if name != "model.json":
+            return body
+        contract = json.loads(body)
+        contract["metrics"]["test"]["auroc"] -= 0.1
+        return json.dumps(contract).encode()
+
+    copy_of_the_live_bundle(system, "99990101T000000Z-worse000", change)
+    assert "auroc" in refused(system, "99990101T000000Z-worse000")
+
+
+def test_a_full_disk_stops_a_release(system: System) -> None:
+    copy_of_the_live_bundle(system, "99990101T000000Z-nospace0", lambda _, body: body)
+    system.on("api", "mount -t tmpfs -o size=1m full /var/lib/lightbox/model/incoming")
+    try:
+        assert "MB free" in refused(system, "99990101T000000Z-nospace0")
+    finally:
+        system.on("api", "umount /var/lib/lightbox/model/incoming")
+
+
+def test_a_release_and_a_rollback_fail_no_request(system: System) -> None:
+    version = system.model()["version"]
+    copy_of_the_live_bundle(system, "99990101T000000Z-another0", lambda _, body: body)
+    with Visitors(system) as visitors:
+        done = system.play("playbooks/release.yml", "-e", "version=99990101T000000Z-another0")
+        assert done.returncode == 0, done.stdout[-6000:]
+        assert system.model()["version"] == "99990101T000000Z-another0"
+        done = system.play("playbooks/rollback.yml")
+        assert done.returncode == 0, done.stdout[-6000:]
+        time.sleep(2)
+    assert system.model()["version"] == version
+    assert visitors.answers and visitors.failed() == []
+
+
+# --- the lab ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_lab_survives_a_crash_of_its_process(system: System) -> None:
+    before = {role: (item["InstanceId"], item["PrivateIpAddress"]) for role, item in system.instances().items()}
+    pid = int((ROOT / ".lab/lab.pid").read_text())
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+    system.make("lab")
+    assert {role: (item["InstanceId"], item["PrivateIpAddress"]) for role, item in system.instances().items()} == before
+    wait_until("an upload is answered", system.ready, 20)
+
+
+def test_destroy_and_down_leave_nothing(system: System) -> None:
+    system.make("destroy")
+    assert system.instances() == {}
+    system.make("down")
+
+    def listing(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert listing("podman", "ps", "-aq") == ""
+    assert "lb-" not in listing("ip", "netns", "list")
+    assert "lb-" not in listing("ip", "link", "show")
+    assert "lightbox" not in listing("nft", "list", "tables")
+    assert "198.18." not in listing("ip", "route", "show", "table", "all")
+    programs = [line.split() for line in listing("ps", "-eo", "args").splitlines()]
+    assert [words for words in programs if "python" in words[0] and words[1:3] == ["-m", "lab"]] == []
+    assert not (ROOT / ".lab").exists()

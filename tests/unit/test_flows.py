@@ -1,0 +1,96 @@
+"""The flows decide the security groups and the reachability matrix, and the two agree."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "plugins/filter"))
+from flows import check_flows, flow_matrix, flow_rules, known_ports
+
+ROLES = ["proxy", "ui", "api", "monitor"]
+GROUPS = {role: f"sg-{role}" for role in ROLES}
+FLOWS = [
+    {"from": "internet", "to": "proxy", "ports": [80, 443]},
+    {"from": "admins", "to": "proxy", "ports": [22]},
+    {"from": "proxy", "to": "ui", "ports": [5001], "why": "pages"},
+    {"from": "monitor", "to": "all", "ports": [9100]},
+]
+HOSTS = [(f"p-{role}", role, f"10.0.0.{number}") for number, role in enumerate(ROLES, 4)]
+
+
+def test_rules_name_the_source():
+    assert flow_rules(FLOWS, "proxy", ROLES, ["203.0.113.0/24"], GROUPS) == [
+        {"proto": "tcp", "ports": ["80", "443"], "rule_desc": "", "cidr_ip": "0.0.0.0/0"},
+        {"proto": "tcp", "ports": ["22"], "rule_desc": "", "cidr_ip": ["203.0.113.0/24"]},
+        {"proto": "tcp", "ports": ["9100"], "rule_desc": "", "group_id": "sg-monitor"},
+    ]
+    assert flow_rules(FLOWS, "ui", ROLES, [], GROUPS)[0] == {
+        "proto": "tcp", "ports": ["5001"], "rule_desc": "pages", "group_id": "sg-proxy",
+    }  # fmt: skip
+
+
+def test_all_leaves_out_its_own_role():
+    assert flow_rules(FLOWS, "monitor", ROLES, [], GROUPS) == []
+
+
+def test_without_admin_networks_ssh_is_closed_to_the_outside():
+    assert all(rule["ports"] != ["22"] for rule in flow_rules(FLOWS, "proxy", ROLES, [], GROUPS))
+
+
+@pytest.mark.parametrize(
+    ("flow", "word"),
+    [
+        ({"from": "nobody", "to": "ui", "ports": [1]}, "'from'"),
+        ({"from": "ui", "to": "nobody", "ports": [1]}, "'to'"),
+        ({"from": "ui", "to": "api", "ports": []}, "'ports'"),
+        ({"from": "ui", "to": "api", "ports": [70000]}, "'ports'"),
+        ({"from": "ui", "to": "api", "ports": ["http"]}, "'ports'"),
+    ],
+)
+def test_a_wrong_flow_is_named(flow, word):
+    assert word in check_flows([flow], ROLES)[0]
+    with pytest.raises(AnsibleFilterError, match=word):
+        flow_rules([flow], "ui", ROLES, [], GROUPS)
+
+
+def test_ports_to_try_are_those_of_the_flows_and_the_closed_ones():
+    assert known_ports(FLOWS, [9090]) == [22, 80, 443, 5001, 9090, 9100]
+
+
+def test_the_outside_reaches_the_proxy_only():
+    found = flow_matrix(FLOWS, "admins", HOSTS, known_ports(FLOWS, []))
+    assert {(item["name"], item["port"]) for item in found if item["open"]} == {
+        ("p-proxy", 22), ("p-proxy", 80), ("p-proxy", 443),
+    }  # fmt: skip
+
+
+flows_of_anyone = st.lists(
+    st.fixed_dictionaries(
+        {
+            "from": st.sampled_from([*ROLES, "internet", "admins"]),
+            "to": st.sampled_from([*ROLES, "all"]),
+            "ports": st.lists(st.integers(1, 65535), min_size=1, max_size=3),
+        }
+    ),
+    max_size=6,
+)
+
+
+@given(flows_of_anyone, st.sampled_from(ROLES))
+def test_rules_and_matrix_agree(flows, source):
+    """A path is open in the matrix exactly when a rule of the target's group admits the source."""
+    for item in flow_matrix(flows, source, HOSTS, known_ports(flows, [])):
+        role = item["name"].removeprefix("p-")
+        rules = flow_rules(flows, role, ROLES, ["203.0.113.0/24"], GROUPS)
+        admitted = any(
+            str(item["port"]) in rule["ports"]
+            and (rule.get("cidr_ip") == "0.0.0.0/0" or rule.get("group_id") == f"sg-{source}")
+            for rule in rules
+        )
+        assert item["open"] == admitted

@@ -1,0 +1,119 @@
+"""The modules and the action plugin, where they can be tried without a cloud."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+
+
+def load(path: str) -> ModuleType:
+    name = Path(path).stem
+    spec = importlib.util.spec_from_file_location(f"lightbox_{name}", PLUGINS / path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+capacity = load("modules/ec2_capacity.py")
+reachability = load("modules/reachability.py")
+progress = load("action/training_progress.py")
+doctor = load("filter/doctor.py")
+releases = load("filter/releases.py")
+
+VCPUS = {"t3.micro": 2, "g4dn.xlarge": 4, "p3.2xlarge": 8}
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "code"),
+    [
+        ("t3.micro", "L-1216C47A"),
+        ("m5.xlarge", "L-1216C47A"),
+        ("g4dn.xlarge", "L-DB2E81BA"),
+        ("vt1.3xlarge", "L-DB2E81BA"),
+        ("p3.2xlarge", "L-417A185B"),
+        ("x1.16xlarge", None),
+    ],
+)
+def test_a_family_counts_against_its_quota(instance_type, code):
+    assert capacity.quota_of(instance_type) == code
+
+
+def test_a_plan_that_fits_has_no_problem():
+    limits = {"L-1216C47A": 8, "L-DB2E81BA": 4}
+    problems, demand = capacity.assess(
+        ["t3.micro", "t3.micro", "g4dn.xlarge"], ["t3.micro"], VCPUS, set(VCPUS), limits, "us-east-1a"
+    )
+    assert problems == []
+    assert demand["L-1216C47A"] == {"needed": 4, "running": 2, "limit": 8}
+
+
+def test_a_quota_too_small_says_what_to_request():
+    problems, _ = capacity.assess(["g4dn.xlarge"], [], VCPUS, set(VCPUS), {"L-DB2E81BA": 0}, "us-east-1a")
+    assert len(problems) == 1
+    assert "--quota-code L-DB2E81BA --desired-value 4" in problems[0]
+
+
+def test_what_already_runs_alone_is_no_problem():
+    problems, _ = capacity.assess([], ["g4dn.xlarge"], VCPUS, set(), {"L-DB2E81BA": 0}, "us-east-1a")
+    assert problems == []
+
+
+def test_types_that_do_not_exist_or_are_not_offered_are_named():
+    problems, _ = capacity.assess(["t9.giant", "p3.2xlarge"], [], VCPUS, {"t3.micro"}, {}, "us-east-1a")
+    assert "t9.giant is not an EC2 instance type" in problems[0]
+    assert "p3.2xlarge is not offered in us-east-1a" in problems[1]
+
+
+def test_a_port_is_open_refused_or_closed():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert reachability.knock("127.0.0.1", port, 1) == "open"
+    assert reachability.knock("127.0.0.1", port, 1) == "refused"
+
+
+def test_progress_is_told_in_one_line():
+    line = progress.describe(
+        {"state": "training", "epoch": 2, "epochs": 8, "step": 31, "steps": 122, "images_per_second": 210.4,
+         "loss": 0.2, "accuracy": 0.91, "val_accuracy": None, "eta_seconds": 95}
+    )  # fmt: skip
+    assert line == "epoch 2/8, step 31/122, 210 images/s, loss 0.2000, accuracy 0.9100, 1:35 left"
+    assert progress.describe({"state": "exporting", "message": "model.onnx"}) == "exporting: model.onnx"
+    assert progress.describe({}) == "preparing"
+
+
+def test_a_finding_that_is_not_well_stands_out():
+    assert doctor.finding_line({"name": "API ready", "ok": False, "detail": "no\n"}).startswith("FAIL  API ready")
+    assert doctor.finding_line({"name": "API ready", "ok": True, "detail": "yes"}).startswith("ok    API ready")
+
+
+def test_paths_that_are_wrong_are_named():
+    assert doctor.wrong_paths({"tried": 40, "wrong": []}) == "40 paths as declared"
+    assert doctor.wrong_paths({"tried": 40, "wrong": [{"name": "api", "port": 6379, "state": "open"}]}) == (
+        "api:6379 is open"
+    )
+
+
+@pytest.mark.parametrize(
+    ("events", "live", "present", "before"),
+    [
+        ("released A", "A", ["A"], []),
+        ("released A\nreleased B", "B", ["A", "B"], ["A"]),
+        ("released A\nreleased B\nreleased C", "C", ["A", "C"], ["A"]),
+        ("released A\nreleased B\nrolled-back-to A", "A", ["A", "B"], []),
+        ("released A\nreleased B\nrolled-back-to A\nreleased B", "B", ["A", "B"], ["A"]),
+    ],
+)
+def test_the_record_tells_what_was_live_before(events, live, present, before):
+    record = "".join(f"2026-01-01T00:00:00Z {line}\n" for line in events.splitlines())
+    assert releases.releases_before(record, live, present) == before
