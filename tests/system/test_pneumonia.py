@@ -6,6 +6,7 @@ The tests run in the order they stand in: the first brings the system up, the la
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -260,8 +261,11 @@ def test_destroy_and_down_leave_nothing(system: System) -> None:
     assert system.instances() == {}
     system.make("down")
 
+    # The lab's own configuration of podman went with the lab.
+    environment = {name: value for name, value in os.environ.items() if name != "CONTAINERS_CONF"}
+
     def listing(*command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
     assert listing("podman", "ps", "-aq") == ""
     assert "lb-" not in listing("ip", "netns", "list")
