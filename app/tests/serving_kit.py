@@ -27,6 +27,8 @@ import numpy as np
 from PIL import Image
 
 SIDE = 16
+# Cells of the heat map, in each direction.
+GRID = 4
 SOURCE = Path(__file__).parents[1] / "src"
 # What the case store's role grants to the API's user.
 ACL = "~lightbox:* -@all +@read +@write +@connection +@transaction -@dangerous -@admin -@scripting -@blocking -@pubsub"
@@ -38,22 +40,39 @@ def logistic(value: float) -> float:
 
 
 def model_bytes(gain: float = 12.0, middle: float = 0.5) -> bytes:
-    """Return an ONNX model: sigmoid(gain * (mean of the image - middle)), for (N, SIDE, SIDE, 1)."""
+    """Return an ONNX model for (N, SIDE, SIDE, 1): sigmoid(gain * (mean - middle)), a heat map and a distance.
+
+    The heat map is the picture in a grid of GRID by GRID less ``middle``; the distance is the share of light that
+    changes from one cell to the next, so that flat pictures are familiar and noise is not.
+    """
     from onnx import TensorProto, checker, helper
 
+    block = SIDE // GRID
     graph = helper.make_graph(
         [
             helper.make_node("ReduceMean", ["image"], ["mean"], axes=[1, 2], keepdims=0),
             helper.make_node("Sub", ["mean", "middle"], ["centred"]),
             helper.make_node("Mul", ["centred", "gain"], ["logit"]),
             helper.make_node("Sigmoid", ["logit"], ["score"]),
+            helper.make_node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node("AveragePool", ["planes"], ["cells"], kernel_shape=[block, block], strides=[block, block]),
+            helper.make_node("Squeeze", ["cells", "first"], ["grid"]),
+            helper.make_node("Sub", ["grid", "middle"], ["heat"]),
+            helper.make_node("ReduceMean", ["grid"], ["level"], axes=[1, 2], keepdims=1),
+            helper.make_node("Sub", ["grid", "level"], ["unevenness"]),
+            helper.make_node("ReduceL2", ["unevenness"], ["distance"], axes=[1, 2], keepdims=0),
         ],
         "brightness",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", SIDE, SIDE, 1])],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N", 1])],
+        [
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N", 1]),
+            helper.make_tensor_value_info("heat", TensorProto.FLOAT, ["N", GRID, GRID]),
+            helper.make_tensor_value_info("distance", TensorProto.FLOAT, ["N"]),
+        ],
         [
             helper.make_tensor("middle", TensorProto.FLOAT, [1], [middle]),
             helper.make_tensor("gain", TensorProto.FLOAT, [1], [gain]),
+            helper.make_tensor("first", TensorProto.INT64, [1], [1]),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
@@ -87,8 +106,11 @@ def write_bundle(
     for name, content in files.items():
         (directory / name).write_bytes(content)
     score = logistic(gain * (64 / 255 - 0.5) / temperature) if smoke_score is None else smoke_score
-    metrics = {"accuracy": 0.9, "sensitivity": 0.9, "specificity": 0.9, "auroc": 0.95, "images": 20,
-               "confusion_matrix": [[9, 1], [1, 9]]}  # fmt: skip
+    metrics = {"accuracy": 0.9, "sensitivity": 0.9, "specificity": 0.9, "precision": 0.9, "f1": 0.9, "auroc": 0.95,
+               "brier": 0.08, "ece": 0.03, "loss": 0.3, "images": 20, "confusion_matrix": [[9, 1], [1, 9]],
+               "roc": {"fpr": [0.0, 0.0, 0.1, 0.5, 1.0], "tpr": [0.0, 0.6, 0.9, 1.0, 1.0]},
+               "reliability": [{"confidence": 0.6, "accuracy": 0.5, "images": 4},
+                               {"confidence": 0.95, "accuracy": 0.94, "images": 16}]}  # fmt: skip
     counts = {"NORMAL": 10, "PNEUMONIA": 10}
     contract: dict[str, Any] = {
         "schema": 1,
@@ -99,13 +121,16 @@ def write_bundle(
             name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
             for name, content in files.items()
         },
-        "serving": {"file": "model.onnx", "engine": "onnxruntime",
+        "serving": {"file": "model.onnx", "engine": "onnxruntime", "precision": "fp32",
+                    "outputs": {"score": "score", "heat": "heat", "distance": "distance"}, "heat_scale": 0.5,
                     "parity": {"images": 20, "max_abs_difference": 0.0, "label_flips": 0}},
         "input": {"height": SIDE, "width": SIDE, "channels": 1, "color": "grayscale", "form": "upload"},
         "preprocessing": {"resize": "bilinear", "scale": 1 / 255, "offset": 0.0},
         "labels": ["Normal", "Pneumonia"],
         "output": "sigmoid",
-        "decision": {"positive": "Pneumonia", "threshold": 0.5, "chosen_by": "hand"},
+        "decision": {"positive": "Pneumonia", "threshold": 0.5, "chosen_by": "hand",
+                     "uncertain": {"low": 0.4, "high": 0.6, "chosen_by": "hand"}},
+        "out_of_distribution": {"method": "mahalanobis", "threshold": 0.8, "max_chroma": 0.1, "chosen_by": "hand"},
         "calibration": {"method": "temperature", "temperature": temperature},
         "metrics": {"validation": metrics, "test": metrics},
         "data": {"source": "synthetic" if synthetic else "directory", "synthetic": synthetic, "digest": "0" * 64,

@@ -14,8 +14,9 @@ from PIL import Image
 from serving_kit import PASSWORD, RedisServer, noise, png, write_bundle
 
 from lightbox.data import Manifest, Sample, Shape, prepare
+from lightbox.images import open_image
 from lightbox.inference import InferenceError, find_images, main, spread
-from lightbox.serving import Engine, open_image
+from lightbox.serving import Engine
 from lightbox.store import CaseStore
 
 
@@ -59,7 +60,8 @@ def test_redis_holds_what_the_engine_says(tmp_path, bundle, redis_server):
     assert [case.filename for case in found] == sorted(path.name for path in images.iterdir())
     assert {case.label for case in found} == {"Normal", "Pneumonia"}
     for case in found:
-        verdict, scores = engine.judge(open_image((images / case.filename).read_bytes()))
+        found = engine.assess(open_image((images / case.filename).read_bytes()))
+        verdict, scores = found.verdict, found.scores
         assert (case.label, case.source, case.model_version) == (verdict.label, "batch", engine.version)
         assert case.confidence == pytest.approx(verdict.confidence, abs=1e-6)
         assert case.scores == pytest.approx(scores, abs=1e-6)

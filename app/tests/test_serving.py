@@ -8,6 +8,7 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from PIL import Image
 from serving_kit import logistic, noise, png, write_bundle
 
 from lightbox.bundle import Bundle, BundleError
-from lightbox.serving import Engine, ImageError, ServingError, open_image, thumbnail
+from lightbox.images import ImageError, open_image, thumbnail
+from lightbox.serving import Engine, ServingError
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -34,7 +36,8 @@ def test_scores_are_the_models(bundle: Path, value: int) -> None:
     engine = Engine(bundle)
     (score,) = engine.predict(open_image(png(value)))
     assert score == pytest.approx(logistic(12 * (value / 255 - 0.5)), abs=1e-5)
-    verdict, scores = engine.judge(open_image(png(value)))
+    found = engine.assess(open_image(png(value)))
+    verdict, scores = found.verdict, found.scores
     assert scores == (score,)
     assert verdict.label == ("Pneumonia" if score >= 0.5 else "Normal")
     assert verdict.confidence == pytest.approx(max(score, 1 - score), abs=1e-6)
@@ -209,3 +212,51 @@ def test_thumbnails_are_small_jpegs_of_the_whole_picture() -> None:
     small = Image.open(io.BytesIO(thumbnail(Image.new("RGB", (2000, 500), (9, 9, 9)))))
     assert (small.format, small.size) == ("JPEG", (224, 56))
     assert Image.open(io.BytesIO(thumbnail(Image.new("L", (1, 3000))))).size[1] == 224
+
+
+def textured(seed: int = 1) -> bytes:
+    """Return a grey picture whose cells differ strongly."""
+    return noise(4, seed)
+
+
+def test_the_heat_map_speaks_for_the_finding(bundle: Path) -> None:
+    engine = Engine(bundle)
+    bright, dark = (engine.assess(open_image(png(value))).heat for value in (255, 0))
+    assert bright is not None and dark is not None
+    assert bright.label == dark.label == "Pneumonia"
+    assert bright.values.shape == (4, 4)
+    assert float(bright.values.min()) == 1.0 and float(dark.values.max()) == 0.0
+
+
+def test_pictures_unlike_those_of_the_training_are_named(bundle: Path) -> None:
+    engine = Engine(bundle)
+    assert engine.assess(open_image(png(200))).unfamiliar is None
+    assert "unlike" in str(engine.assess(open_image(textured())).unfamiliar)
+    red = io.BytesIO()
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(red, "PNG")
+    assert "colour" in str(engine.assess(open_image(red.getvalue())).unfamiliar)
+    assert engine.assess(open_image(png(200, mode="RGB"))).unfamiliar is None
+
+
+def test_scores_in_the_declared_band_are_uncertain(bundle: Path) -> None:
+    engine = Engine(bundle)
+    assert engine.assess(open_image(png(128))).verdict.uncertain
+    assert not engine.assess(open_image(png(255))).verdict.uncertain
+
+
+def test_a_bundle_without_heat_distance_and_band_still_serves(tmp_path: Path) -> None:
+    def plain(contract: dict[str, Any]) -> None:
+        for key in ("outputs", "heat_scale"):
+            del contract["serving"][key]
+        del contract["out_of_distribution"], contract["decision"]["uncertain"]
+
+    found = Engine(write_bundle(tmp_path / "b", change=plain)).assess(open_image(png(128)))
+    assert found.heat is None and found.unfamiliar is None and not found.verdict.uncertain
+
+
+def test_outputs_that_the_model_lacks_are_named(tmp_path: Path) -> None:
+    def wrong(contract: dict[str, Any]) -> None:
+        contract["serving"]["outputs"]["heat"] = "warmth"
+
+    with pytest.raises(BundleError, match="warmth"):
+        Engine(write_bundle(tmp_path / "b", change=wrong))

@@ -57,11 +57,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a model says of one image; the confidence is that of the label, from 0 to 1."""
+    """What a model says of one image; the confidence is that of the label, from 0 to 1.
+
+    ``uncertain`` says that the scores lie in the band in which the bundle declares no verdict to be safe.
+    """
 
     label: str
     confidence: float
     probabilities: dict[str, float]
+    uncertain: bool = False
 
 
 def file_digest(path: Path) -> str:
@@ -142,6 +146,11 @@ class Bundle:
             raise BundleError(f"{file}: the serving form {self.serving_file} has no digest under `files`")
         if any("/" in name or name.startswith(".") for name in self.contract["files"]):
             raise BundleError(f"{file}: `files` names something outside the bundle")
+        keys = {"low", "high"} if self.output == "sigmoid" else {"below"}
+        if self.uncertain is not None and not (
+            keys <= set(self.uncertain) and all(0 <= float(self.uncertain[key]) <= 1 for key in keys)
+        ):
+            raise BundleError(f"{file}: the uncertain band {self.uncertain} lacks {' and '.join(sorted(keys))}, 0 to 1")
         if not 0 < self.temperature < 1000:
             raise BundleError(f"{file}: the temperature {self.temperature} is not a positive number")
 
@@ -154,6 +163,11 @@ class Bundle:
     def version(self) -> str:
         """The bundle's version."""
         return str(self.contract["version"])
+
+    @property
+    def uncertain(self) -> dict[str, float] | None:
+        """The band called uncertain: `low` and `high` of a sigmoid's score, `below` of a softmax's confidence."""
+        return (self.contract.get("decision") or {}).get("uncertain")
 
     @property
     def serving_file(self) -> str:
@@ -241,14 +255,17 @@ def decide(scores: Sequence[float] | Floats, bundle: Bundle) -> Verdict:
     expected = 1 if bundle.output == "sigmoid" else len(bundle.labels)
     if flat.size != expected or not np.isfinite(flat).all():
         raise BundleError(f"the model's output {flat.tolist()} is not {expected} finite numbers")
+    band = bundle.uncertain
     if bundle.output == "sigmoid":
         positive = float(flat[0])
         probabilities = {bundle.labels[0]: 1.0 - positive, bundle.labels[1]: positive}
         label = bundle.labels[int(positive >= bundle.threshold)]
+        uncertain = band is not None and float(band["low"]) <= positive < float(band["high"])
     else:
         probabilities = {name: float(value) for name, value in zip(bundle.labels, flat, strict=True)}
         label = bundle.labels[int(np.argmax(flat))]
-    return Verdict(label=label, confidence=probabilities[label], probabilities=probabilities)
+        uncertain = band is not None and probabilities[label] < float(band["below"])
+    return Verdict(label, probabilities[label], probabilities, uncertain)
 
 
 def smoke(bundle: Bundle) -> None:

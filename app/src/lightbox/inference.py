@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from lightbox.bundle import BundleError
 from lightbox.data import Manifest, pictures
-from lightbox.serving import Engine, ImageError, ServingError, open_image, thumbnail
+from lightbox.images import ImageError, open_image, thumbnail
+from lightbox.serving import Engine, ServingError
 from lightbox.store import Case, CaseStore, StoreError, identity
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -117,13 +118,13 @@ def score(engine: Engine, name: str, content: bytes | OSError, created: datetime
     if isinstance(content, OSError):
         raise content
     image = open_image(content)
-    verdict, scores = engine.judge(image)
+    found = engine.assess(image)
     return Case(
         id=identity("batch", engine.version, name, content),
         filename=PurePosixPath(name).name,
-        label=verdict.label,
-        confidence=verdict.confidence,
-        scores=scores,
+        label=found.verdict.label,
+        confidence=found.verdict.confidence,
+        scores=found.scores,
         model_version=engine.version,
         source="batch",
         created=created,

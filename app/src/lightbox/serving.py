@@ -1,22 +1,26 @@
-"""The serving engine: a bundle's compiled model behind ONNX Runtime, and the images that are let in.
+"""The serving engine: a bundle's compiled model behind ONNX Runtime.
 
 Scores are probabilities: the model's outputs after the bundle's calibration, as ``model.json`` records them for the
 smoke image and as :func:`lightbox.bundle.decide` takes them. A temperature divides the logits before the output
 function (Guo et al., "On Calibration of Modern Neural Networks", 2017, arXiv:1706.04599).
+
+A serving form may give more than scores. ``heat`` is the class activation map (Zhou et al., "Learning Deep Features for
+Discriminative Localization", 2016, arXiv:1512.04150; for a head of several layers Grad-CAM, Selvaraju et al., 2017,
+arXiv:1610.02391), computed in closed form beside the score; ``distance`` is the Mahalanobis distance of the image's
+features from those of the training images (Lee et al., 2018, arXiv:1807.03888). ``model.json`` says which are there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image, ImageStat
 
 from lightbox.bundle import (
     KERAS_FILE,
@@ -28,97 +32,49 @@ from lightbox.bundle import (
     file_digest,
     preprocess,
 )
+from lightbox.images import ImageError, open_image
 
 SMOKE_TOLERANCE = 1e-3
 # Keeps the logit of a score of exactly 0 or 1 finite.
 EPSILON = 1e-7
-# Largest picture that is decoded, in pixels: more than the largest detectors give, 150 MB as RGB.
-MAX_PIXELS = 50_000_000
-
-
-class ImageError(Exception):
-    """The file is not an image that can be classified; the text says so to the person who sent it.
-
-    ``kind`` is one of ``empty``, ``unreadable``, ``pixels``.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class ServingError(Exception):
     """The model cannot answer."""
 
 
-def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a PNG or JPEG, whatever its name, into a picture of mode ``L`` or ``RGB``, turned as its EXIF says.
+@dataclass(frozen=True)
+class Heat:
+    """Where the image speaks for a label: shape (height, width) of a coarse grid over the whole image, 0 to 1."""
 
-    16-bit grey is scaled to 8 bits over its full range; transparent parts become black, as the air around a body is in
-    an X-ray.
+    label: str
+    values: Floats
 
-    Raises:
-        ImageError: the file is empty, not a whole PNG or JPEG, or has more than ``max_pixels`` pixels.
+
+@dataclass(frozen=True)
+class Assessment:
+    """What an engine says of one image.
+
+    Attributes:
+        verdict: label, confidence, probabilities, and whether they lie in the band called uncertain.
+        scores: the calibrated scores it follows from.
+        heat: where the image speaks for a label; None when the bundle's serving form does not tell.
+        unfamiliar: in words, why the image is unlike those the model was trained on; None when it is like them, or
+            when the bundle has no test of that.
     """
-    if not content:
-        raise ImageError("empty", "The file is empty.")
-    unreadable = ImageError("unreadable", "The file is not a readable PNG or JPEG image.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as probe:
-                if probe.width * probe.height > max_pixels:
-                    raise ImageError(
-                        "pixels",
-                        f"The image has {probe.width} by {probe.height} pixels; "
-                        f"{max_pixels / 1e6:.0f} million are the most that are accepted.",
-                    )
-                probe.verify()
-            # verify() reads the file to its end and leaves it unusable, so it is opened again.
-            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as opened:
-                opened.load()
-                return _plain(opened)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError:
-        raise ImageError("pixels", "The image has too many pixels.") from None
-    # Decoders fail in many ways on hostile input; whatever it was, the person's file is unreadable.
-    except Exception as error:
-        raise unreadable from error
+
+    verdict: Verdict
+    scores: tuple[float, ...]
+    heat: Heat | None = None
+    unfamiliar: str | None = None
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:
-        # A broken EXIF block says nothing about which way is up; the picture itself is whole.
-        image.info.pop("exif", None)
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float32)
-        top = 65535.0 if float(grey.max(initial=0.0)) > 255 else 255.0
-        return Image.fromarray(np.clip(grey * (255.0 / top), 0, 255).astype(np.uint8))
-    if image.mode in ("1", "L"):
-        return image.convert("L") if "transparency" not in image.info else _flat(image)
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        return _flat(image)
-    return image.convert("RGB")
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    grey = image.mode in ("1", "L", "LA", "La")
-    rgba = image.convert("RGBA")
-    flat = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-    flat.alpha_composite(rgba)
-    return flat.convert("L" if grey else "RGB")
-
-
-def thumbnail(image: Image.Image, side: int = 224) -> bytes:
-    """Return a JPEG of the picture, at most ``side`` pixels wide and high."""
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=82, optimize=True)
-    return stream.getvalue()
+def chroma(image: Image.Image) -> float:
+    """Return how colourful a picture is: the mean saturation, 0 to 1. A grey one has 0, whatever its mode."""
+    if image.mode == "L":
+        return 0.0
+    small = image.convert("RGB").resize((64, 64), Image.Resampling.BOX)
+    return float(ImageStat.Stat(small.convert("HSV")).mean[1] / 255)
 
 
 def calibrate(outputs: Floats, bundle: Bundle) -> tuple[float, ...]:
@@ -172,6 +128,14 @@ class Engine:
         self.labels = self.bundle.labels
         self._session = self._open(content, threads or int(os.environ.get("LIGHTBOX_THREADS", "1") or "1"))
         self._input = self._session.get_inputs()[0].name
+        given = [output.name for output in self._session.get_outputs()]
+        serving = self.contract["serving"]
+        # What a bundle does not name it does not have, but every serving form has a score, its first output.
+        names = {"score": given[0], **serving.get("outputs", {})}
+        if missing := sorted(set(names.values()) - set(given)):
+            raise BundleError(f"{self.bundle.serving_file} lacks the outputs {', '.join(missing)}")
+        self._names, self._outputs = list(names), list(names.values())
+        self._heat_scale = float(serving.get("heat_scale") or 1.0)
 
     @staticmethod
     def _open(content: bytes, threads: int) -> Any:
@@ -197,36 +161,70 @@ class Engine:
         """The label that a finding is called by, or None when no label stands out."""
         return (self.contract.get("decision") or {}).get("positive")
 
+    def _run(self, image: Image.Image) -> dict[str, Floats]:
+        """Return every output of the serving form for one picture, by the name the contract gives it."""
+        try:
+            batch = preprocess(image, self.bundle)
+            answers = self._session.run(self._outputs, {self._input: batch})
+        except Exception as error:
+            raise ServingError(f"the model failed on the image ({type(error).__name__})") from error
+        return dict(zip(self._names, (np.asarray(answer, dtype=np.float32) for answer in answers), strict=True))
+
+    def _scores(self, answers: dict[str, Floats]) -> tuple[float, ...]:
+        raw = answers["score"].reshape(-1)
+        expected = 1 if self.bundle.output == "sigmoid" else len(self.labels)
+        if raw.size != expected or not np.isfinite(raw).all() or raw.min() < -1e-6 or raw.max() > 1 + 1e-6:
+            raise ServingError("the model's answer is not a set of probabilities")
+        return calibrate(np.clip(raw, 0.0, 1.0), self.bundle)
+
     def predict(self, image: Image.Image) -> tuple[float, ...]:
         """Return the calibrated scores of one picture: one for ``sigmoid``, one per label for ``softmax``.
 
         Raises:
             ServingError: the model failed, or what it gave are not probabilities.
         """
-        try:
-            batch = preprocess(image, self.bundle)
-            raw = np.asarray(self._session.run(None, {self._input: batch})[0], dtype=np.float32).reshape(-1)
-        except Exception as error:
-            raise ServingError(f"the model failed on the image ({type(error).__name__})") from error
-        expected = 1 if self.bundle.output == "sigmoid" else len(self.labels)
-        if raw.size != expected or not np.isfinite(raw).all() or raw.min() < -1e-6 or raw.max() > 1 + 1e-6:
-            raise ServingError("the model's answer is not a set of probabilities")
-        return calibrate(np.clip(raw, 0.0, 1.0), self.bundle)
+        return self._scores(self._run(image))
 
-    def judge(self, image: Image.Image) -> tuple[Verdict, tuple[float, ...]]:
-        """Return the verdict on one picture, and the scores it follows from.
+    def assess(self, image: Image.Image) -> Assessment:
+        """Return the verdict on one picture, where it comes from, and whether the model knows such pictures.
 
         Raises:
             ServingError: the model failed, or no verdict follows from its answer.
         """
-        scores = self.predict(image)
+        answers = self._run(image)
+        scores = self._scores(answers)
         try:
             verdict = decide(scores, self.bundle)
         except BundleError as error:
             raise ServingError("no verdict follows from the scores") from error
         if not (np.isfinite(verdict.confidence) and 0 <= verdict.confidence <= 1):
             raise ServingError("the verdict has no probability")
-        return verdict, scores
+        return Assessment(verdict, scores, self._heat(answers, verdict.label), self._unfamiliar(answers, image))
+
+    def _heat(self, answers: dict[str, Floats], label: str) -> Heat | None:
+        """Return the map of the finding for ``sigmoid``, of the label shown for ``softmax``."""
+        if "heat" not in answers:
+            return None
+        grid = answers["heat"][0]
+        if self.bundle.output == "sigmoid":
+            label = self.positive or self.labels[1]
+            # The map speaks for the second label; what speaks against it speaks for the first.
+            grid = grid if label == self.labels[1] else -grid
+        else:
+            grid = grid[..., self.labels.index(label)]
+        if grid.ndim != 2 or not np.isfinite(grid).all():
+            raise ServingError("the model's heat map is not a grid of numbers")
+        return Heat(label, np.clip(grid / self._heat_scale, 0.0, 1.0).astype(np.float32))
+
+    def _unfamiliar(self, answers: dict[str, Floats], image: Image.Image) -> str | None:
+        limits = self.contract.get("out_of_distribution") or {}
+        if "max_chroma" in limits and chroma(image) > float(limits["max_chroma"]):
+            return "The image is in colour; the model was trained on grey images."
+        if "distance" in answers and "threshold" in limits:
+            distance = float(answers["distance"].reshape(-1)[0])
+            if not distance <= float(limits["threshold"]):
+                return "The image is unlike those the model was trained on."
+        return None
 
     def self_test(self) -> float:
         """Predict the smoke image; return the largest difference from the scores recorded at training.

@@ -36,7 +36,8 @@ from starlette.exceptions import HTTPException
 
 from lightbox import web
 from lightbox.api.service import NoModelError, Service, Settings, case_fields, percent
-from lightbox.serving import ImageError, ServingError
+from lightbox.images import ImageError
+from lightbox.serving import ServingError
 from lightbox.store import CaseStore, PageError, StoreError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -15,7 +15,8 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from lightbox import web
 from lightbox.bundle import BundleError
-from lightbox.serving import MAX_PIXELS, Engine, ServingError, open_image, thumbnail
+from lightbox.images import MAX_PIXELS, open_image, thumbnail
+from lightbox.serving import Engine, ServingError
 from lightbox.store import Case, CaseStore, StoreError, identity
 
 SELF_TEST_SECONDS = 10.0
@@ -130,7 +131,7 @@ class Service:
 
         Raises:
             NoModelError: no model is loaded.
-            lightbox.serving.ImageError: the file is not an image that is accepted.
+            lightbox.images.ImageError: the file is not an image that is accepted.
             ServingError: the model failed.
         """
         engine = self.engine
@@ -138,13 +139,13 @@ class Service:
             raise NoModelError
         with INFERENCE.time():
             image = open_image(content, self.settings.max_pixels)
-            verdict, scores = engine.judge(image)
+            found = engine.assess(image)
         case = Case(
             id=identity(request_id, filename, content),
             filename=filename,
-            label=verdict.label,
-            confidence=verdict.confidence,
-            scores=scores,
+            label=found.verdict.label,
+            confidence=found.verdict.confidence,
+            scores=found.scores,
             model_version=engine.version,
             source="upload",
             created=datetime.now(timezone.utc),
@@ -159,8 +160,8 @@ class Service:
             web.ERRORS.labels("api", "store").inc()
             self.logger.error("case not stored", extra={"fields": {"request_id": request_id, "reason": str(error)}})
             notice = f"This case was not stored and will not appear in the results: {error}."
-        PREDICTIONS.labels(verdict.label, engine.version).inc()
-        return Outcome(case, verdict.probabilities, engine.positive, engine.synthetic, notice)
+        PREDICTIONS.labels(found.verdict.label, engine.version).inc()
+        return Outcome(case, found.verdict.probabilities, engine.positive, engine.synthetic, notice)
 
     def model(self) -> dict[str, Any]:
         """Return ``model.json`` and the digests of the files that were loaded.
