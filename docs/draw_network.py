@@ -21,6 +21,7 @@ STYLE = """
   .title { font-size: 17px; font-weight: 600 } .small { font-size: 11.5px; fill: #52606d }
   .vpc { fill: #f7f9fb; stroke: #9aa5b1 } .subnet { fill: #eaf1f8; stroke: #7b8794; stroke-dasharray: 5 4 }
   .host { fill: #fff; stroke: #2f5d8a; stroke-width: 1.5 }
+  .role { fill: none; stroke: #2f5d8a; stroke-dasharray: 3 3 }
   .outside { fill: #fff7e6; stroke: #b7791f; stroke-width: 1.5 }
   .flow { fill: none; stroke: #2f5d8a; stroke-width: 1.6; marker-end: url(#arrow) }
   .label { font-size: 11.5px; font-weight: 600; fill: #1a4971; paint-order: stroke; stroke: #f7f9fb; stroke-width: 5px }
@@ -44,14 +45,14 @@ def arrow(source: Box, target: Box, label: str, lane: int) -> str:
     """Return an arrow between two boxes, with its ports; arrows between the same columns keep apart by their lane."""
     sx, sy, sw, sh = source
     tx, ty, tw, th = target
-    if sx == tx:  # one column: straight down to the next host, round the side past it
+    if abs((sx + sw / 2) - (tx + tw / 2)) < 1:  # one column: straight down to the next host, round the side past it
         down = ty > sy
-        if abs(ty - sy) <= HOST_HEIGHT + HOST_GAP:
+        if (ty - sy - sh if down else sy - ty - th) <= HOST_GAP:
             x, y1, y2 = sx + sw / 2, sy + sh if down else sy, ty if down else ty + th
             path, lx, ly = f"M{x} {y1} L{x} {y2 - 4 if down else y2 + 4}", x + 6, (y1 + y2) / 2 + 4
             return f'<path class="flow" d="{path}"/>' + text(lx, ly, label, "label", "start")
-        x, y1, y2 = sx + sw, sy + sh / 2, ty + th / 2
-        path = f"M{x} {y1} C{x + 62} {y1} {x + 62} {y2} {x + 4} {y2}"
+        x, x2, y1, y2 = sx + sw, tx + tw, sy + sh / 2, ty + th / 2
+        path = f"M{x} {y1} C{x + 62} {y1} {x + 62} {y2} {x2 + 4} {y2}"
         return f'<path class="flow" d="{path}"/>' + text(x + 30, (y1 + y2) / 2, label, "label", "start")
     right = tx > sx
     x1, x2 = (sx + sw, tx - 4) if right else (sx, tx + tw + 4)
@@ -61,12 +62,34 @@ def arrow(source: Box, target: Box, label: str, lane: int) -> str:
     return f'<path class="flow" d="{path}"/>' + text(middle, (y1 + y2) / 2 - 6, label, "label")
 
 
+def loop(box: Box, label: str) -> str:
+    """Return an arrow from a box to itself: its hosts talk to one another."""
+    x, y, _, height = box
+    y1, y2 = y + height * 0.3, y + height * 0.7
+    path = f"M{x} {y1:.0f} C{x - 34} {y1 - 6:.0f} {x - 34} {y2 + 6:.0f} {x - 4} {y2:.0f}"
+    return f'<path class="flow" d="{path}"/>' + text(x - 28, (y1 + y2) / 2 + 4, label, "label", "end")
+
+
+def around(boxes: list[Box]) -> Box:
+    """Return the frame around the hosts of one role; of a single host, the host itself."""
+    if len(boxes) == 1:
+        return boxes[0]
+    left, top = min(box[0] for box in boxes) - 8, min(box[1] for box in boxes) - 8
+    right, bottom = max(box[0] + box[2] for box in boxes) + 8, max(box[1] + box[3] for box in boxes) + 8
+    return (left, top, right - left, bottom - top)
+
+
 def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], flows: list[dict[str, Any]]) -> str:
     """Return the SVG of a network."""
     boxes: dict[str, Box] = {}
+    hosts_of: dict[str, list[Box]] = {}
     parts: list[str] = []
+    # Hosts of one role stand together, so that one frame holds them.
+    roles = list(dict.fromkeys(host["role"] for host in instances))
     columns = {
-        subnet["name"]: [host for host in instances if host["subnet"] == subnet["name"]]
+        subnet["name"]: sorted(
+            (host for host in instances if host["subnet"] == subnet["name"]), key=lambda host: roles.index(host["role"])
+        )
         for subnet in network["subnets"]
     }
     tallest = max(len(hosts) for hosts in columns.values())
@@ -88,13 +111,15 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
         start = TOP + 26 + (tallest - len(hosts)) * (HOST_HEIGHT + HOST_GAP) / 2
         for row, host in enumerate(hosts):
             box = (x + (WIDTH_SUBNET - HOST_WIDTH) / 2, start + row * (HOST_HEIGHT + HOST_GAP), HOST_WIDTH, HOST_HEIGHT)
-            boxes.setdefault(host["role"], box)
+            hosts_of.setdefault(host["role"], []).append(box)
             kind = host["type"] + (", public address" if host["public"] else "")
             parts += [
                 rectangle(box, "host"),
                 text(box[0] + HOST_WIDTH / 2, box[1] + 27, host["name"]),
                 text(box[0] + HOST_WIDTH / 2, box[1] + 47, kind, "small"),
             ]
+    boxes |= {role: around(of_role) for role, of_role in hosts_of.items()}
+    parts += [rectangle(boxes[role], "role", 12) for role, of_role in hosts_of.items() if len(of_role) > 1]
     centre = TOP + height_inside / 2
     for row, (name, words) in enumerate({"internet": "anyone", "admins": "admin_cidrs"}.items()):
         boxes[name] = (MARGIN, centre - 90 + row * 110, WIDTH_OUTSIDE, HOST_HEIGHT)
@@ -107,6 +132,9 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
     lanes: dict[tuple[str, str], int] = {}
     for flow in flows:
         if flow["to"] == "all":
+            continue
+        if flow["from"] == flow["to"]:
+            parts.append(loop(boxes[flow["to"]], ", ".join(map(str, flow["ports"]))))
             continue
         pair = tuple(sorted((flow["from"], flow["to"])))
         lane = lanes[pair] = lanes.get(pair, -1) + 1

@@ -63,6 +63,7 @@ import concurrent.futures
 import errno
 import socket
 import time
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -82,6 +83,15 @@ def knock(address: str, port: int, timeout: float) -> str:
         if code not in (errno.EAGAIN, errno.EADDRNOTAVAIL) or time.monotonic() >= deadline:
             return "closed"
         time.sleep(0.05)
+
+
+def amiss(targets: list[dict[str, Any]], states: list[str]) -> list[dict[str, Any]]:
+    """Return the targets that were found otherwise than they should be; a refusal shows an open path."""
+    return [
+        {**target, "state": state}
+        for target, state in zip(targets, states, strict=True)
+        if target["open"] != (state != "closed")
+    ]
 
 
 def main() -> None:
@@ -106,12 +116,7 @@ def main() -> None:
     targets, timeout = module.params["targets"], module.params["timeout"]
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(targets))) as pool:
         states = list(pool.map(lambda target: knock(target["address"], target["port"], timeout), targets))
-    wrong = [
-        {**target, "state": state}
-        for target, state in zip(targets, states, strict=True)
-        if target["open"] != (state != "closed")
-    ]
-    module.exit_json(changed=False, tried=len(targets), wrong=wrong)
+    module.exit_json(changed=False, tried=len(targets), wrong=amiss(targets, states))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,21 @@ def test_the_picture_shows_the_inventory(tmp_path):
     assert drawn == (ROOT / "docs/network.svg").read_text(), "run `make picture`"
 
 
+def test_the_picture_shows_every_host_of_a_role_and_what_they_say_to_one_another():
+    sys.path.insert(0, str(ROOT / "docs"))
+    from draw_network import draw
+
+    api = {"role": "api", "subnet": "app", "type": "t3.medium", "public": False}
+    ui = {"name": "ui", "role": "ui", "subnet": "app", "type": "t3.micro", "public": False}
+    network = {"cidr": "10.0.0.0/16", "subnets": [{"name": "app", "cidr": "10.0.2.0/24", "route": "nat"}]}
+    flows = [{"from": "ui", "to": "api", "ports": [5000]}, {"from": "api", "to": "api", "ports": [6379]}]
+    one = draw("title", network, [{"name": "api", **api}, ui], flows)
+    two = draw("title", network, [{"name": "api", **api}, ui, {"name": "api2", **api}], flows)
+    assert ">api<" in two and ">api2<" in two
+    assert one.count('class="flow"') == two.count('class="flow"') == 2
+    assert 'class="role"' in two and 'class="role"' not in one
+
+
 def test_every_link_in_the_documents_leads_somewhere():
     import re
 

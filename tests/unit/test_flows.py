@@ -19,9 +19,11 @@ FLOWS = [
     {"from": "internet", "to": "proxy", "ports": [80, 443]},
     {"from": "admins", "to": "proxy", "ports": [22]},
     {"from": "proxy", "to": "ui", "ports": [5001], "why": "pages"},
+    {"from": "api", "to": "api", "ports": [6379], "why": "one case store"},
     {"from": "monitor", "to": "all", "ports": [9100]},
 ]
 HOSTS = [(f"p-{role}", role, f"10.0.0.{number}") for number, role in enumerate(ROLES, 4)]
+SECOND_API = ("p-api2", "api", "10.0.0.9")
 
 
 def test_rules_name_the_source():
@@ -37,6 +39,24 @@ def test_rules_name_the_source():
 
 def test_all_leaves_out_its_own_role():
     assert flow_rules(FLOWS, "monitor", ROLES, [], GROUPS) == []
+
+
+def test_a_role_that_talks_to_itself_names_its_own_group():
+    assert {"proto": "tcp", "ports": ["6379"], "rule_desc": "one case store", "group_id": "sg-api"} in flow_rules(
+        FLOWS, "api", ROLES, [], GROUPS
+    )
+
+
+def test_hosts_of_one_role_reach_one_another_where_a_flow_says_so():
+    others = [host for host in HOSTS if host[1] != "api"]
+    alone = flow_matrix(FLOWS, "api", others, known_ports(FLOWS, []))
+    assert not [item for item in alone if item["port"] == 6379 and item["open"]]
+    found = flow_matrix(FLOWS, "api", [*others, SECOND_API], known_ports(FLOWS, []))
+    assert [(item["name"], item["port"]) for item in found if item["open"] and item["name"] == "p-api2"] == [
+        ("p-api2", 6379)
+    ]
+    from_ui = flow_matrix(FLOWS, "ui", [*others, SECOND_API], known_ports(FLOWS, []))
+    assert not [item for item in from_ui if item["name"] == "p-api2" and item["open"]]
 
 
 def test_without_admin_networks_ssh_is_closed_to_the_outside():
@@ -60,7 +80,7 @@ def test_a_wrong_flow_is_named(flow, word):
 
 
 def test_ports_to_try_are_those_of_the_flows_and_the_closed_ones():
-    assert known_ports(FLOWS, [9090]) == [22, 80, 443, 5001, 9090, 9100]
+    assert known_ports(FLOWS, [9090]) == [22, 80, 443, 5001, 6379, 9090, 9100]
 
 
 def test_the_outside_reaches_the_proxy_only():

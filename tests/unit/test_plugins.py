@@ -82,6 +82,18 @@ def test_a_port_is_open_refused_or_closed():
     assert reachability.knock("127.0.0.1", port, 1) == "refused"
 
 
+def test_a_path_is_judged_by_the_network_not_by_who_listens():
+    def target(port: int, is_open: bool) -> dict[str, object]:
+        return {"name": "api2", "address": "10.0.0.9", "port": port, "open": is_open}
+
+    # No second case store listens on the second API host: the path to it is there, and that is all a flow says.
+    assert reachability.amiss([target(6379, True), target(5000, True)], ["refused", "open"]) == []
+    assert reachability.amiss([target(6379, True)], ["closed"]) == [{**target(6379, True), "state": "closed"}]
+    assert [item["state"] for item in reachability.amiss([target(1, False)] * 3, ["refused", "open", "closed"])] == [
+        "refused", "open",
+    ]  # fmt: skip
+
+
 def test_progress_is_told_in_one_line():
     line = progress.describe(
         {"state": "training", "epoch": 2, "epochs": 8, "step": 31, "steps": 122, "images_per_second": 210.4,
