@@ -34,8 +34,9 @@ from serving_kit import (
 )
 from starlette.testclient import TestClient
 
-from lightbox.api.app import create_app, plain_name
+from lightbox.api.app import create_app
 from lightbox.api.service import Settings, percent
+from lightbox.api.uploads import plain_name
 from lightbox.store import Case, CaseStore, identity
 
 NOW = datetime.now(timezone.utc)
@@ -255,7 +256,8 @@ def test_without_a_good_model_the_api_runs_and_gives_no_verdict(
         assert ready.status_code == 503
         assert ready.json()["checks"]["bundle"]["ok"] is False
         assert ready.json()["checks"]["redis"]["ok"] is True
-        is_error(client.get("/v1/model"), 503, "No model is loaded")
+        model = client.get("/v1/model")
+        assert (model.status_code, model.json()["kind"]) == (503, "no_model")
         is_error(send(client, png(200)), 503, "No model is loaded")
         assert client.get("/predictions").status_code == 200
 

@@ -84,10 +84,17 @@ def _flat(image: Image.Image) -> Image.Image:
     return flat.convert("L" if grey else "RGB")
 
 
-def thumbnail(image: Image.Image, side: int = 224) -> bytes:
+def shrink(image: Image.Image, side: int) -> Image.Image:
+    """Return the picture at most ``side`` pixels wide and high; it is not copied where it is small enough."""
+    if max(image.size) <= side:
+        return image
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def thumbnail(image: Image.Image, side: int = 224, quality: int = 82) -> bytes:
     """Return a JPEG of the picture, at most ``side`` pixels wide and high."""
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=82, optimize=True)
+    shrink(image, side).save(stream, "JPEG", quality=quality)
     return stream.getvalue()

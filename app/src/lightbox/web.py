@@ -91,11 +91,13 @@ class RequestGuard:
 
     Gives every request an id (``X-Request-ID``: the client's where it is well formed, else a new one; in
     ``request.state.request_id`` and in the answer), logs and counts it, and limits its body: a body over ``max_body``
-    bytes makes reading it raise :class:`BodyTooLargeError`, after the rest was read and dropped. Whatever the
-    application fails with is logged, and answered with ``failed(request_id)``.
+    bytes (which may depend on the request) makes reading it raise :class:`BodyTooLargeError`, after the rest was read
+    and dropped. Whatever the application fails with is logged, and answered with ``failed(request_id)``.
     """
 
-    def __init__(self, app: ASGIApp, name: str, max_body: int, failed: Callable[[str], Response]) -> None:
+    def __init__(
+        self, app: ASGIApp, name: str, max_body: int | Callable[[Scope], int], failed: Callable[[str], ASGIApp]
+    ) -> None:
         self.app, self.name, self.max_body, self.failed = app, name, max_body, failed
         self.logger = get_logger(name)
 
@@ -119,7 +121,7 @@ class RequestGuard:
             await send(message)
 
         try:
-            await self.app(scope, self._limited(receive, headers), send_with_id)
+            await self.app(scope, self._limited(scope, receive, headers), send_with_id)
         except Exception:
             ERRORS.labels(self.name, "internal").inc()
             self.logger.exception("request failed", extra={"fields": {"request_id": request_id}})
@@ -129,17 +131,18 @@ class RequestGuard:
         finally:
             self._account(scope, status or 499, time.monotonic() - begun, request_id)
 
-    def _limited(self, receive: Receive, headers: Headers) -> Receive:
+    def _limited(self, scope: Scope, receive: Receive, headers: Headers) -> Receive:
         declared = headers.get("content-length", "")
         received = 0
-        refused = declared.isdecimal() and int(declared) > self.max_body
+        max_body = self.max_body if isinstance(self.max_body, int) else self.max_body(scope)
+        refused = declared.isdecimal() and int(declared) > max_body
 
         async def limited() -> Message:
             nonlocal received, refused
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                refused = refused or received > self.max_body
+                refused = refused or received > max_body
                 if refused:
                     while message.get("more_body") and received < DRAIN_BYTES:
                         message = await receive()

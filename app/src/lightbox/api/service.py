@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import base64
+import csv
+import io
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,11 +16,20 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from lightbox import web
 from lightbox.bundle import BundleError
-from lightbox.images import MAX_PIXELS, open_image, thumbnail
+from lightbox.heat import pack
+from lightbox.images import MAX_PIXELS, open_image, shrink, thumbnail
 from lightbox.serving import Engine, ServingError
-from lightbox.store import Case, CaseStore, StoreError, identity
+from lightbox.store import UNCERTAIN, Case, CaseStore, Feedback, Query, StoreError, identity
 
 SELF_TEST_SECONDS = 10.0
+# Longest side, in pixels, and quality of the picture that is kept of an upload.
+IMAGE_SIDE, IMAGE_QUALITY = 512, 90
+# Cases read at once for an export.
+EXPORT_CHUNK = 500
+EXPORT_FIELDS = ("id", "created", "filename", "verdict", "label", "confidence", "model_version", "source",
+                 "feedback_label", "feedback_created")  # fmt: skip
+# A cell that begins like this is run as a formula by spreadsheets.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 PREDICTIONS = Counter("lightbox_predictions_total", "Verdicts given.", ["label", "model_version"])
 INFERENCE = Histogram("lightbox_inference_seconds", "Time to decode and score one image.", buckets=web.BUCKETS)
@@ -40,6 +50,8 @@ class Settings:
     max_upload_bytes: int = web.MAX_UPLOAD_BYTES
     max_pixels: int = MAX_PIXELS
     concurrency: int = 2
+    queue: int = 16
+    image_side: int = IMAGE_SIDE
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -53,6 +65,8 @@ class Settings:
             max_upload_bytes=web.positive_int(environ, "LIGHTBOX_MAX_UPLOAD_BYTES", web.MAX_UPLOAD_BYTES),
             max_pixels=web.positive_int(environ, "LIGHTBOX_MAX_PIXELS", MAX_PIXELS),
             concurrency=web.positive_int(environ, "LIGHTBOX_CONCURRENCY", 2),
+            queue=web.positive_int(environ, "LIGHTBOX_QUEUE", 16),
+            image_side=web.positive_int(environ, "LIGHTBOX_IMAGE_SIDE", IMAGE_SIDE),
         )
 
 
@@ -60,34 +74,22 @@ class NoModelError(Exception):
     """No model is loaded."""
 
 
+class LabelError(ValueError):
+    """The label is not one of the model's; the text names those."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """A verdict on one image, and whether its case was stored (``notice`` says why not)."""
+    """A verdict on one image, by which engine, and whether its case was stored (``notice`` says why not)."""
 
     case: Case
-    probabilities: dict[str, float]
-    positive: str | None
-    synthetic: bool
+    engine: Engine
     notice: str | None
 
 
 def percent(share: float) -> str:
     """Return a share of 0 to 1 as it is shown everywhere, ``99.12%``."""
     return f"{share * 100:.2f}%"
-
-
-def case_fields(case: Case) -> dict[str, Any]:
-    """Return a case as the API gives it; ``image`` is the thumbnail, a JPEG in base64."""
-    return {
-        "id": case.id,
-        "filename": case.filename,
-        "prediction": case.label,
-        "confidence": percent(case.confidence),
-        "model_version": case.model_version,
-        "source": case.source,
-        "created": case.created.isoformat(timespec="seconds"),
-        "image": base64.b64encode(case.thumbnail).decode("ascii"),
-    }
 
 
 class Service:
@@ -140,6 +142,7 @@ class Service:
         with INFERENCE.time():
             image = open_image(content, self.settings.max_pixels)
             found = engine.assess(image)
+        picture = shrink(image, self.settings.image_side)
         case = Case(
             id=identity(request_id, filename, content),
             filename=filename,
@@ -149,11 +152,16 @@ class Service:
             model_version=engine.version,
             source="upload",
             created=datetime.now(timezone.utc),
-            thumbnail=thumbnail(image),
+            thumbnail=thumbnail(picture),
+            probabilities=found.verdict.probabilities,
+            uncertain=found.verdict.uncertain,
+            unfamiliar=found.unfamiliar,
+            heat=pack(found.heat.values) if found.heat else b"",
+            heat_label=found.heat.label if found.heat else None,
         )
         notice = None
         try:
-            self.store.add(case)
+            self.store.add(case, thumbnail(picture, self.settings.image_side, IMAGE_QUALITY))
             STORE_UP.set(1)
         except StoreError as error:
             STORE_UP.set(0)
@@ -161,7 +169,35 @@ class Service:
             self.logger.error("case not stored", extra={"fields": {"request_id": request_id, "reason": str(error)}})
             notice = f"This case was not stored and will not appear in the results: {error}."
         PREDICTIONS.labels(found.verdict.label, engine.version).inc()
-        return Outcome(case, found.verdict.probabilities, engine.positive, engine.synthetic, notice)
+        return Outcome(case, engine, notice)
+
+    def verdicts(self) -> list[str]:
+        """Return what cases may be called: the loaded model's labels, and ``Uncertain``."""
+        return [*(self.engine.labels if self.engine else ()), UNCERTAIN]
+
+    def give_feedback(self, case_id: str, label: str) -> Case | None:
+        """Keep what a person says of a case; return the case, or None when there is none of that id.
+
+        Raises:
+            NoModelError: no model is loaded.
+            LabelError: the model does not know the label.
+            StoreError: Redis failed.
+        """
+        if self.engine is None:
+            raise NoModelError
+        if label not in self.engine.labels:
+            raise LabelError(f"The label must be one of {', '.join(self.engine.labels)}")
+        return self.store.set_feedback(case_id, Feedback(label, datetime.now(timezone.utc)))
+
+    def export(self, query: Query) -> Iterator[str]:
+        """Return cases as CSV, some lines at a time; what may fail at once fails before this returns.
+
+        Raises:
+            StoreError: Redis failed, here or while the lines are read.
+        """
+        ids = self.store.ids(query)
+        chunks = (self.store.read_many(ids[first : first + EXPORT_CHUNK]) for first in range(0, len(ids), EXPORT_CHUNK))
+        return _csv(chunks)
 
     def model(self) -> dict[str, Any]:
         """Return ``model.json`` and the digests of the files that were loaded.
@@ -210,3 +246,33 @@ class Service:
                 passed, detail = False, str(error)
             self._tested = (time.monotonic(), passed, detail)
         return passed, detail
+
+
+def _csv(chunks: Iterable[list[Case]]) -> Iterator[str]:
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(EXPORT_FIELDS)
+    yield stream.getvalue()
+    for cases in chunks:
+        stream.seek(0)
+        stream.truncate()
+        for case in cases:
+            feedback = case.feedback
+            writer.writerow(map(_cell, (
+                case.id,
+                case.created.isoformat(timespec="milliseconds"),
+                case.filename,
+                case.verdict,
+                case.label,
+                f"{case.confidence:.6f}",
+                case.model_version,
+                case.source,
+                feedback.label if feedback else "",
+                feedback.created.isoformat(timespec="milliseconds") if feedback else "",
+            )))  # fmt: skip
+        yield stream.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Return a cell that no spreadsheet runs: an apostrophe before it makes it text."""
+    return f"'{text}" if text.startswith(FORMULA) else text
