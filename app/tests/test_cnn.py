@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from lightbox import bundle, cnn, training
+from lightbox import bundle, cnn, export, training
 from lightbox.architectures import ARCHITECTURES
 from lightbox.bundle import Bundle
 from lightbox.data import Manifest
-from lightbox.training import TrainingError
+from lightbox.images import open_image
+from lightbox.serving import Engine
 
 SMALL = ["--synthetic-images", "160", "--image-size", "48", "--width", "8", "--batch-size", "16", "--epochs", "4"]
 
@@ -134,6 +136,42 @@ def test_the_contract_says_everything(runs):
         assert {"sensitivity", "specificity", "auroc", "brier", "ece", "loss", "f1"} <= set(figures)
 
 
+def test_the_contract_tells_where_the_model_ends(runs):
+    contract = Bundle.load(runs / "latest").contract
+    assert contract["serving"]["precision"] == "fp32"
+    assert contract["serving"]["heat_scale"] > 0
+    limit = contract["out_of_distribution"]
+    assert limit["threshold"] > 0 and limit["max_chroma"] == 0.15 and "validation images" in limit["chosen_by"]
+    band = contract["decision"]["uncertain"]
+    assert (band["low"], band["high"]) == (0.25, 0.75)
+    assert any("synthetic" in sentence for sentence in contract["limits"])
+    curve = contract["metrics"]["test"]["roc"]
+    assert (curve["fpr"][0], curve["tpr"][0], curve["fpr"][-1], curve["tpr"][-1]) == (0, 0, 1, 1)
+
+
+def test_the_engine_tells_heat_and_familiarity_of_a_real_network(runs):
+    found = Engine(runs / "latest").assess(open_image((runs / "latest/smoke.png").read_bytes()))
+    assert found.heat is not None and found.heat.label == "Pneumonia" and found.heat.values.ndim == 2
+    assert found.unfamiliar is None
+    grains = np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
+    assert "unlike" in str(Engine(runs / "latest").assess(Image.fromarray(grains)).unfamiliar)
+
+
+def test_int8_serves_where_it_is_as_good_and_the_contract_says_so_either_way(runs, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "DIFFERENCE", 0.5)
+    monkeypatch.setattr(export, "FLIPS", 0.2)
+    monkeypatch.setattr(export, "AUROC_DROP", 0.2)
+    quick = ["--epochs", "1", "--image-size", "32", "--precision", "int8"]
+    assert train(tmp_path / "a", cache, *quick, "--out-link", str(tmp_path / "good")) == 0
+    contract = Bundle.load(tmp_path / "good").contract
+    assert contract["serving"]["precision"] == "int8" and contract["serving"]["against_fp32"]["images"] > 0
+    monkeypatch.setattr(export, "DIFFERENCE", -1.0)
+    assert train(tmp_path / "b", cache, *quick, "--out-link", str(tmp_path / "bad")) == 0
+    contract = Bundle.load(tmp_path / "bad").contract
+    assert contract["serving"]["precision"] == "fp32" and "differs" in contract["serving"]["rejected"]["why"]
+    assert bundle.main(["verify", str(tmp_path / "good"), "--smoke"]) == 0
+
+
 def test_a_verdict_is_never_less_certain_than_even(runs):
     found = Bundle.load(runs / "latest")
     assert found.threshold == 0.5
@@ -150,7 +188,7 @@ def test_the_serving_form_is_the_trained_model(runs):
     model = keras.models.load_model(found.path / "best_model.keras")
     session = onnxruntime.InferenceSession(found.path / found.serving_file)
     images = np.random.default_rng(1).random((7, 48, 48, 1), dtype=np.float32)
-    compiled = session.run(None, {session.get_inputs()[0].name: images})[0]
+    compiled = session.run([found.outputs["score"]], {session.get_inputs()[0].name: images})[0]
     assert np.abs(model.predict_on_batch(images) - compiled).max() < 1e-5
 
 
@@ -289,17 +327,6 @@ def test_a_link_that_is_a_directory_is_not_replaced(runs, cache, tmp_path, capsy
 
 
 # --- parts
-
-
-def test_a_serving_form_that_says_otherwise_is_not_released():
-    trained = np.array([0.1, 0.4, 0.9])
-    assert training.parity(trained, trained + 1e-5, 0.5)["label_flips"] == 0
-    with pytest.raises(TrainingError, match=r"differ by up to 0\.05"):
-        training.parity(trained, trained + 0.05, 0.5)
-    with pytest.raises(TrainingError, match="1 of 3 labels"):
-        training.parity(np.array([0.1, 0.4999, 0.9]), np.array([0.1, 0.5001, 0.9]), 0.5)
-    with pytest.raises(TrainingError):
-        training.parity(trained, np.array([0.1, np.nan, 0.9]), 0.5)
 
 
 def test_classes_count_alike_when_balanced():

@@ -92,3 +92,20 @@ def test_ten_thousand_scores_take_no_time_and_certain_ones_no_infinity():
     labels = rng.random(50000) < 0.5
     assert 0 < evaluation.threshold(labels, rng.random(50000), "balanced") < 1
     assert np.isfinite(evaluation.log_loss([0, 1], [1.0, 0.0]))
+
+
+def test_the_roc_has_its_corners_and_the_area_of_auroc() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 400)
+    scores = np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1)
+    curve = evaluation.roc(labels, scores, points=1000)
+    assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(evaluation.auroc(labels, scores), abs=1e-4)
+    short = evaluation.roc(labels, scores, points=20)
+    assert len(short["fpr"]) == 20 and (short["fpr"][-1], short["tpr"][-1]) == (1, 1)
+    assert evaluation.roc([1, 1], [0.2, 0.3]) == {"fpr": [], "tpr": []}
+
+
+def test_reliability_counts_every_image_once() -> None:
+    found = evaluation.reliability([0, 1, 1, 0], [0.05, 0.95, 0.55, 0.45])
+    assert sum(one["images"] for one in found) == 4
+    assert found[-1] == {"confidence": pytest.approx(0.95), "accuracy": 1.0, "images": 2}

@@ -175,6 +175,11 @@ class Bundle:
         return str(self.contract["serving"]["file"])
 
     @property
+    def outputs(self) -> dict[str, str]:
+        """What the serving form gives, `score`, `heat` or `distance`, to the name of the output that is it."""
+        return {"score": "score", **self.contract["serving"].get("outputs", {})}
+
+    @property
     def synthetic(self) -> bool:
         """Whether the model was trained on images that were drawn, not taken."""
         return bool(self.contract.get("data", {}).get("synthetic"))

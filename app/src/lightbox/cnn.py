@@ -33,10 +33,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lightbox import architectures, bundle, data, evaluation, training
+from lightbox import architectures, bundle, data, evaluation, export, training
 from lightbox.architectures import ARCHITECTURES, Architecture, ArchitectureError
 from lightbox.bundle import KERAS_FILE, SCHEMA, Bundle, BundleError, file_digest
 from lightbox.data import SPLITS, DataError, Manifest, Shape
+from lightbox.export import ExportError
 from lightbox.training import Sides, State, TrainingError
 
 SERVING_FILE, SMOKE_FILE = "model.onnx", "smoke.png"
@@ -45,6 +46,8 @@ THRESHOLD = 0.5
 LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "numpy", "pillow")
 # Longest side of the smoke image, in pixels.
 SMOKE_SIDE = 512
+# Training images whose features say what is familiar: enough for a covariance, few enough for a CPU.
+FAMILIAR_IMAGES = 1500
 
 
 class SettingsError(Exception):
@@ -60,12 +63,14 @@ class System:
         positive: label that is the finding.
         patient: see `lightbox.data.patient_of`.
         form: how people give an image.
+        grey: whether an image in colour cannot be one of these.
     """
 
     classes: Mapping[str, str]
     positive: str
     patient: str
     form: str = "upload"
+    grey: bool = True
 
 
 SYSTEMS = {
@@ -111,6 +116,8 @@ class Settings:
     blur: float = _setting(0.6, "largest blur, as a share of a 2 by 2 mean, and largest sharpening")
     noise: float = _setting(0.05, "largest standard deviation of noise in every other image, as a share of white")
     threshold: str = _setting("balanced", "how the threshold is chosen: balanced, accuracy or sensitivity:0.95")
+    uncertain_below: float = _setting(0.75, "confidence below which a verdict is called uncertain")
+    precision: str = _setting("fp32", "of the serving form: fp32, or int8 where it is as good on labelled images")
     validation_share: float = _setting(0.15, "share of the images for validation")
     test_share: float = _setting(0.10, "share of the images for the test, where the data gives none")
     seed: int = _setting(1, "seed of the split, the weights and everything drawn")
@@ -165,12 +172,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "noise": (0, 0.5),
     "validation_share": (0.02, 0.45),
     "test_share": (0.02, 0.45),
+    "uncertain_below": (0.5, 0.999),
     "seed": (0, 2_000_000),
     "synthetic_images": (60, 200_000),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": tuple(ARCHITECTURES),
     "class_weighting": ("balanced", "none"),
+    "precision": ("fp32", "int8"),
     "system": tuple(SYSTEMS),
 }
 
@@ -318,7 +327,7 @@ def say(line: str) -> None:
 def code_digest() -> str:
     """Return the digest of the code that decides what a network learns."""
     digest = hashlib.sha256()
-    parts = (architectures, training, evaluation, bundle.to_pixels, data.split_by_patient, data.patient_of)
+    parts = (architectures, training, evaluation, export, bundle.to_pixels, data.split_by_patient, data.patient_of)
     for part in parts:
         digest.update(inspect.getsource(part).encode())
     return digest.hexdigest()
@@ -430,7 +439,7 @@ def make_bundle(
         progress: told what to write into the progress file.
 
     Raises:
-        TrainingError: the compiled form does not say what the trained one says.
+        ExportError: the compiled form does not say what the trained one says.
     """
     import keras
 
@@ -447,9 +456,9 @@ def make_bundle(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     model.save(unfinished / KERAS_FILE)
-    training.export(model, unfinished / SERVING_FILE)
-    compiled = training.serving_scores(unfinished / SERVING_FILE, sides, "test", architecture)
-    parity = training.parity(scores["test"], compiled, THRESHOLD)
+    serving, familiar = _serving_form(model, unfinished / SERVING_FILE, sides, scores, architecture, settings)
+    if system.grey:
+        familiar["max_chroma"] = export.MAX_CHROMA
 
     (unfinished / SMOKE_FILE).write_bytes(_smoke(manifest, scores["test"], sides.labels["test"]))
     history = [{key: value for key, value in entry.items() if key != "file"} for entry in state.history]
@@ -464,7 +473,7 @@ def make_bundle(
             path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size}
             for path in sorted(unfinished.iterdir())
         },
-        "serving": {"file": SERVING_FILE, "engine": "onnxruntime", "parity": parity},
+        "serving": serving,
         "input": {
             "height": settings.image_size,
             "width": settings.image_size,
@@ -484,7 +493,9 @@ def make_bundle(
             "threshold": THRESHOLD,
             "chosen_by": f"{settings.threshold} on {metrics['validation']['images']} validation images, at "
             f"{found['threshold']:.4f} of the uncalibrated score; shifted to {THRESHOLD}",
+            "uncertain": _uncertain(sides.labels["validation"], scores["validation"], settings.uncertain_below),
         },
+        "out_of_distribution": familiar,
         "calibration": {
             "method": "temperature",
             # What is left for a server to apply: nothing, for it is folded into the weights.
@@ -492,6 +503,7 @@ def make_bundle(
             "folded": {"temperature": found["temperature"], "shift": found["shift"]},
         },
         "metrics": metrics,
+        "limits": _limits(manifest, metrics["test"]),
         "data": {
             "source": manifest.source,
             "synthetic": manifest.synthetic,
@@ -525,6 +537,117 @@ def make_bundle(
     return Bundle.load(final)
 
 
+def _serving_form(
+    model: Any,
+    file: Path,
+    sides: Sides,
+    scores: Mapping[str, Any],
+    architecture: Architecture,
+    settings: Settings,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compile a network into ``file``; return `serving` and `out_of_distribution` of its contract.
+
+    Args:
+        model: the network, calibrated.
+        file: to write.
+        sides: images of all splits.
+        scores: what the network says of those of `validation` and `test`.
+        architecture: which network.
+        settings: hyper-parameters.
+
+    Raises:
+        ExportError: what was compiled does not say what the network says.
+    """
+
+    def images(split: str, most: int | None = None) -> Iterator[Any]:
+        rows = sides.rows[split]
+        if most is not None and rows.size > most:
+            rows = np.sort(np.random.default_rng(settings.seed).choice(rows, most, replace=False))
+        return training.batches(sides, rows, architecture)
+
+    known = export.Familiar.fit(export.features(model, images("train", FAMILIAR_IMAGES)))
+    export.compile_network(export.with_explanations(model, known), file)
+    said = {split: export.run(file, images(split)) for split in ("validation", "test")}
+
+    def compiled(split: str) -> Any:
+        return said[split]["score"].astype(np.float64).reshape(-1)
+
+    parity = export.compare(scores["test"], compiled("test"), THRESHOLD)
+    export.check_parity(parity)
+    warm = said["validation"]["heat"][compiled("validation") >= THRESHOLD]
+    warm = warm[warm > 0]
+    serving: dict[str, Any] = {
+        "file": file.name,
+        "engine": "onnxruntime",
+        "precision": "fp32",
+        "outputs": export.OUTPUTS,
+        # What adds more to the logit than all but one in a hundred places of the finding's images is shown in full.
+        "heat_scale": float(np.quantile(warm, 0.99)) if warm.size else 1.0,
+        "parity": parity,
+    }
+    distances = said["validation"]["distance"]
+    familiar = {
+        "method": "mahalanobis",
+        "threshold": float(np.quantile(distances, export.FAMILIAR)),
+        "chosen_by": f"{export.FAMILIAR:.1%} of {distances.size} validation images are nearer to the training images",
+    }
+    if settings.precision != "fp32":
+        serving.update(_lower_precision(file, sides, images, compiled))
+    return serving, familiar
+
+
+def _lower_precision(
+    file: Path, sides: Sides, images: Callable[..., Iterator[Any]], full: Callable[[str], Any]
+) -> dict[str, Any]:
+    """Put an int8 form in the place of ``file`` where it is as good on labelled images; return what changes."""
+    low = file.with_name("model.int8.onnx")
+    figures: dict[str, Any] = {}
+    try:
+        export.quantize(file, low, images("train", export.CALIBRATION_IMAGES))
+        splits = ("validation", "test")
+        labels = np.concatenate([sides.labels[split] for split in splits])
+        lower = np.concatenate([export.run(low, images(split))["score"].reshape(-1) for split in splits])
+        whole = np.concatenate([full(split) for split in splits])
+        figures, why = export.precision_gate(labels, whole, lower.astype(np.float64), THRESHOLD)
+    except export.ExportError as error:
+        why = str(error)
+    if why:
+        low.unlink(missing_ok=True)
+        say(f"the int8 serving form is not used: {why}; fp32 serves")
+        return {"rejected": {"precision": "int8", "why": why, **figures}}
+    low.replace(file)
+    say("the int8 serving form is as good as fp32 on the labelled images and serves")
+    return {"precision": "int8", "against_fp32": figures}
+
+
+def _uncertain(labels: Any, scores: Any, below: float) -> dict[str, Any]:
+    """Return the band of scores whose verdict is called uncertain, and what lies in it on validation."""
+    low, high = 1 - below, below
+    inside = (scores >= low) & (scores < high)
+    right = (scores[inside] >= THRESHOLD) == labels[inside]
+    told = f"{right.mean():.0%} of their verdicts are right" if right.size else "there is none"
+    return {
+        "low": low,
+        "high": high,
+        "chosen_by": f"confidence below {below:g}: {inside.mean():.1%} of the validation images; {told}",
+    }
+
+
+def _limits(manifest: Manifest, test: Mapping[str, Any]) -> list[str]:
+    """Return what the model's figures do not say, in sentences for its card."""
+    limits = ["The verdict supports a physician's decision. It is no diagnosis."]
+    if manifest.synthetic:
+        limits.append("The model was trained on synthetic images: it knows nothing about patients.")
+    limits += [
+        f"The figures hold for {test['images']} test images from the source of the training images. Images of another "
+        "hospital, machine or age group can be judged much worse; nobody has measured how much.",
+        "Only the classes named here are known. Other findings are not looked for.",
+        "An image that is no chest X-ray is often, not always, recognised as such.",
+        "The heat map shows what the verdict rests on, on a coarse grid. It does not outline a lesion.",
+    ]
+    return limits
+
+
 def _record_smoke(directory: Path, contract: dict[str, Any]) -> None:
     """Predict the smoke image with the serving form, as a server does, and write the scores into the contract."""
     import onnxruntime
@@ -533,7 +656,7 @@ def _record_smoke(directory: Path, contract: dict[str, Any]) -> None:
     session = onnxruntime.InferenceSession(directory / SERVING_FILE, providers=["CPUExecutionProvider"])
     with Image.open(directory / SMOKE_FILE) as image:
         batch = bundle.preprocess(image, opened)
-    scores = np.asarray(session.run(None, {session.get_inputs()[0].name: batch})[0]).reshape(-1)
+    scores = np.asarray(session.run([opened.outputs["score"]], {session.get_inputs()[0].name: batch})[0]).reshape(-1)
     verdict = bundle.decide(scores, opened)
     contract["smoke"] = {"file": SMOKE_FILE, "scores": [float(score) for score in scores], "label": verdict.label}
     (directory / "model.json").write_text(json.dumps(contract, indent=2) + "\n")
@@ -562,7 +685,7 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
     """Bring the data, train unless that was done, and return the bundle.
 
     Raises:
-        DataError, ArchitectureError, TrainingError, BundleError, SettingsError: the text says what to do.
+        DataError, ArchitectureError, TrainingError, ExportError, BundleError, SettingsError: the text says what to do.
     """
     architecture: Architecture = ARCHITECTURES[settings.architecture]
     system = SYSTEMS[job.system]
@@ -636,7 +759,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         train(job, settings, progress)
-    except (DataError, ArchitectureError, TrainingError, BundleError, SettingsError, OSError) as error:
+    except (DataError, ArchitectureError, TrainingError, ExportError, BundleError, SettingsError, OSError) as error:
         progress(state="failed", message=str(error))
         sys.stderr.write(f"{error}\n")
         return 1

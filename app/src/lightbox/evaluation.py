@@ -44,11 +44,46 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 def calibration_error(labels: ArrayLike, scores: ArrayLike, bins: int = 10) -> float:
     """Return the expected calibration error over bins of equal width (Guo et al., 2017) of the predicted class."""
+    found = reliability(labels, scores, bins)
+    gaps = [abs(one["accuracy"] - one["confidence"]) * one["images"] for one in found]
+    return float(sum(gaps) / max(1, sum(one["images"] for one in found)))
+
+
+def roc(labels: ArrayLike, scores: ArrayLike, points: int = 100) -> dict[str, list[float]]:
+    """Return the receiver operating characteristic as `fpr` and `tpr`, from (0, 0) to (1, 1), of at most ``points``.
+
+    Empty lists when a class is absent.
+    """
+    y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    if y.all() or not y.any():
+        return {"fpr": [], "tpr": []}
+    edges = np.unique(p)[::-1]
+    positives, negatives = np.sort(p[y]), np.sort(p[~y])
+    tpr = np.concatenate([[0.0], 1 - np.searchsorted(positives, edges) / positives.size])
+    fpr = np.concatenate([[0.0], 1 - np.searchsorted(negatives, edges) / negatives.size])
+    # Corners alone carry the curve; of those, evenly spread ones where there are too many.
+    corner = np.ones(tpr.size, dtype=bool)
+    upright, level = np.diff(fpr) == 0, np.diff(tpr) == 0
+    corner[1:-1] = ~((upright[:-1] & upright[1:]) | (level[:-1] & level[1:]))
+    kept = np.flatnonzero(corner)
+    if kept.size > points:
+        kept = kept[np.linspace(0, kept.size - 1, points).round().astype(int)]
+    return {"fpr": [round(float(v), 5) for v in fpr[kept]], "tpr": [round(float(v), 5) for v in tpr[kept]]}
+
+
+def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = 10) -> list[dict[str, float]]:
+    """Return, per bin of the confidence of the predicted class, its mean, the accuracy and the number of images."""
     y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
     confidence, right = np.where(p >= 0.5, p, 1 - p), (p >= 0.5) == y
     index = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(right[index == b].mean() - confidence[index == b].mean()) * (index == b).sum() for b in set(index)]
-    return float(sum(gaps) / max(1, y.size))
+    return [
+        {
+            "confidence": float(confidence[index == b].mean()),
+            "accuracy": float(right[index == b].mean()),
+            "images": int((index == b).sum()),
+        }
+        for b in np.unique(index)
+    ]
 
 
 def temperature(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -135,5 +170,7 @@ def figures(labels: ArrayLike, scores: ArrayLike, limit: float) -> dict[str, Any
         "loss": log_loss(y, p),
         "brier": float(np.mean((p - y) ** 2)),
         "ece": calibration_error(y, p),
+        "roc": roc(y, p),
+        "reliability": reliability(y, p),
         "confusion_matrix": [[tn, fp], [fn, tp]],
     }

@@ -129,13 +129,11 @@ class Engine:
         self._session = self._open(content, threads or int(os.environ.get("LIGHTBOX_THREADS", "1") or "1"))
         self._input = self._session.get_inputs()[0].name
         given = [output.name for output in self._session.get_outputs()]
-        serving = self.contract["serving"]
-        # What a bundle does not name it does not have, but every serving form has a score, its first output.
-        names = {"score": given[0], **serving.get("outputs", {})}
+        names = self.bundle.outputs
         if missing := sorted(set(names.values()) - set(given)):
             raise BundleError(f"{self.bundle.serving_file} lacks the outputs {', '.join(missing)}")
         self._names, self._outputs = list(names), list(names.values())
-        self._heat_scale = float(serving.get("heat_scale") or 1.0)
+        self._heat_scale = float(self.contract["serving"].get("heat_scale") or 1.0)
 
     @staticmethod
     def _open(content: bytes, threads: int) -> Any:

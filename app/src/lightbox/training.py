@@ -28,7 +28,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 Pixels = NDArray[np.uint8]
 Doubles = NDArray[np.float64]
-PARITY = 1e-3
 PREDICT_BATCH = 128
 # Random streams of one batch in `augment`.
 STREAMS = 16
@@ -219,17 +218,20 @@ def training_batches(sides: Sides, architecture: Architecture, settings: Any, ep
     return data.with_options(options), steps
 
 
+def batches(sides: Sides, rows: NDArray[np.int64], architecture: Architecture) -> Iterator[NDArray[np.float32]]:
+    """Return images as the network takes them, in batches of at most 128, in the order of the rows."""
+    for begin in range(0, rows.size, PREDICT_BATCH):
+        x = sides.pixels[rows[begin : begin + PREDICT_BATCH]].astype(np.float32)
+        yield x * np.float32(architecture.scale) + np.float32(architecture.offset)
+
+
 def predict(model: Any, sides: Sides, split: str, architecture: Architecture) -> Doubles:
     """Return the score of every image of a split, shape (n,)."""
-    scores = []
     rows = sides.rows[split]
-    for begin in range(0, rows.size, PREDICT_BATCH):
-        chosen = rows[begin : begin + PREDICT_BATCH]
-        # Every batch has the same shape, so that the graph is built once.
-        padded = np.resize(chosen, PREDICT_BATCH)
-        x = sides.pixels[padded].astype(np.float32) * np.float32(architecture.scale) + np.float32(architecture.offset)
-        scores.append(np.asarray(model.predict_on_batch(x), dtype=np.float64).reshape(-1)[: chosen.size])
-    return np.concatenate(scores)
+    # Every batch has the same shape, so that the graph is built once.
+    padded = np.resize(rows, -(-rows.size // PREDICT_BATCH) * PREDICT_BATCH)
+    scores = [model.predict_on_batch(x) for x in batches(sides, padded, architecture)]
+    return np.concatenate(scores).astype(np.float64).reshape(-1)[: rows.size]
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -464,51 +466,3 @@ def calibrate(model: Any, labels: NDArray[np.int64], scores: Doubles, rule: str)
     kernel, bias = layer.get_weights()
     layer.set_weights([kernel / temperature, (bias - shift) / temperature])
     return {"threshold": found, "shift": shift, "temperature": temperature}
-
-
-def export(model: Any, file: Path) -> None:
-    """Compile the network for ONNX Runtime.
-
-    Raises:
-        TrainingError: it cannot be compiled.
-    """
-    import keras
-
-    signature = [keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="float32", name="image")]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.export(file, format="onnx", verbose=False, input_signature=signature)
-    # The exporter raises whatever its layers raise.
-    except Exception as error:
-        raise TrainingError(f"the model cannot be compiled to ONNX: {error}") from error
-
-
-def serving_scores(file: Path, sides: Sides, split: str, architecture: Architecture) -> Doubles:
-    """Return what the compiled form says of every image of a split, shape (n,)."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    scores = []
-    for begin in range(0, sides.rows[split].size, PREDICT_BATCH):
-        x = sides.pixels[sides.rows[split][begin : begin + PREDICT_BATCH]].astype(np.float32)
-        x = x * np.float32(architecture.scale) + np.float32(architecture.offset)
-        scores.append(np.asarray(session.run(None, {name: x})[0], dtype=np.float64).reshape(-1))
-    return np.concatenate(scores)
-
-
-def parity(trained: Doubles, compiled: Doubles, limit: float) -> dict[str, Any]:
-    """Compare scores of the trained and the compiled form, shapes (n,); `limit` is the decision threshold.
-
-    Raises:
-        TrainingError: a score differs by more than 0.001 or a label is another.
-    """
-    difference = float(np.abs(trained - compiled).max())
-    flips = int(((trained >= limit) != (compiled >= limit)).sum())
-    if not difference <= PARITY or flips:
-        raise TrainingError(
-            f"the compiled model is not the trained one: scores differ by up to {difference:.2g} (at most {PARITY} is "
-            f"allowed), {flips} of {trained.size} labels are others; nothing is released"
-        )
-    return {"images": int(trained.size), "max_abs_difference": difference, "label_flips": flips}

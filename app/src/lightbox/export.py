@@ -1,0 +1,325 @@
+"""The serving form: a trained network compiled for ONNX Runtime, with its heat map and its test of familiarity.
+
+The compiled graph has three outputs for an image: ``score``, as the network gives it; ``heat``, where the image speaks
+for the finding; ``distance``, how far its features lie from those of the training images. All three come from one pass.
+
+Needs TensorFlow for compiling, which is imported where it is used; quantization needs ONNX Runtime alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightbox import evaluation
+from lightbox.architectures import SCORE
+
+Doubles = NDArray[np.float64]
+Batches = Iterator[NDArray[np.float32]]
+
+# Largest difference between a score of the trained network and of its fp32 serving form.
+PARITY = 1e-3
+# What a form of lower precision may cost on the validation and test images: AUROC, share of labels that are others,
+# and the largest difference of a score.
+AUROC_DROP, FLIPS, DIFFERENCE = 0.002, 0.002, 0.05
+# Directions of the feature space that are modelled one by one; the rest counts as one.
+COMPONENTS = 32
+# Share of the validation images that lie nearer than the limit from which an image is called unfamiliar.
+FAMILIAR = 0.995
+# Mean saturation from which an image is no grey one; scanners and JPEG leave less than a tenth of it.
+MAX_CHROMA = 0.15
+# Images that int8 ranges are taken from.
+CALIBRATION_IMAGES = 200
+OUTPUTS = {"score": "score", "heat": "heat", "distance": "distance"}
+
+
+def _constant(values: Any) -> Any:
+    """Return a float32 tensor. Made while a graph is traced it becomes part of it, and no further input."""
+    from keras import ops
+
+    return ops.convert_to_tensor(np.asarray(values, dtype=np.float32))
+
+
+class ExportError(Exception):
+    """The network cannot be compiled, or what was compiled is not the network."""
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """A normal distribution of features (probabilistic PCA, Tipping and Bishop 1999).
+
+    Attributes:
+        mean: shape (features,).
+        directions: shape (features, components), orthonormal columns.
+        variances: along the directions, shape (components,).
+        rest: variance along each other direction.
+    """
+
+    mean: Doubles
+    directions: Doubles
+    variances: Doubles
+    rest: float
+
+    @classmethod
+    def fit(cls, features: Doubles, components: int = COMPONENTS) -> Familiar:
+        """Return the distribution of features, shape (images, features)."""
+        mean = features.mean(axis=0)
+        centred = features - mean
+        kept = max(1, min(components, features.shape[1] - 1, features.shape[0] - 2))
+        _, singular, rows = np.linalg.svd(centred, full_matrices=False)
+        variances = singular**2 / max(1, features.shape[0] - 1)
+        left = features.shape[1] - kept
+        rest = float(variances[kept:].sum() / left)
+        # A direction in which no training image differs would make every other image infinitely far.
+        floor = max(1e-12, 1e-6 * float(variances[0]))
+        return cls(mean, rows[:kept].T, np.maximum(variances[:kept], floor), max(rest, floor))
+
+    def distance(self, features: Any) -> Any:
+        """Return the squared Mahalanobis distance per feature, about 1 for a training image.
+
+        Args:
+            features: Keras tensor or array of shape (n, features).
+
+        Returns:
+            Shape (n,).
+        """
+        from keras import ops
+
+        centred = features - _constant(self.mean)
+        directions = _constant(self.directions)
+        along = ops.matmul(centred, directions)
+        across = ops.sum(ops.square(centred - ops.matmul(along, ops.transpose(directions))), axis=1) / self.rest
+        total = ops.sum(ops.square(along) / _constant(self.variances), axis=1) + across
+        return total / float(self.mean.size)
+
+
+# --- the graph --------------------------------------------------------------------------------------------------------
+
+
+def _after_pooling(model: Any) -> tuple[Any, list[Any]]:
+    """Return the pooling layer and the layers after it, in their order.
+
+    Raises:
+        ExportError: the network does not end in global average pooling and plain layers.
+    """
+    import keras
+
+    found = [
+        index for index, layer in enumerate(model.layers) if isinstance(layer, keras.layers.GlobalAveragePooling2D)
+    ]
+    if not found:
+        raise ExportError(f"{model.name} has no global average pooling: its heat map has no closed form")
+    pooling, head = model.layers[found[-1]], model.layers[found[-1] + 1 :]
+    plain = (
+        keras.layers.Dense,
+        keras.layers.BatchNormalization,
+        keras.layers.ReLU,
+        keras.layers.Dropout,
+    )
+    for layer in head:
+        if not isinstance(layer, plain):
+            raise ExportError(f"{layer.name} of {model.name} is a {type(layer).__name__}: its gradient is not written")
+    return pooling, head
+
+
+def _explanation(head: list[Any], familiar: Familiar | None) -> Any:
+    """Return a layer from feature maps, their means and the outputs of the head's ReLUs to heat map and distance.
+
+    A head of dense layers, batch normalisation in inference and ReLU is linear between its kinks, so the chain of its
+    matrices and of the masks of its ReLUs is the gradient of the logit itself, with no backward pass.
+    """
+    import keras
+    from keras import ops
+
+    # From the score backwards: a matrix to multiply by, a vector to scale by, or None for the mask of a ReLU.
+    chain: list[NDArray[np.float32] | None] = []
+    for layer in reversed(head):
+        if isinstance(layer, keras.layers.Dense):
+            chain.append(np.asarray(layer.kernel).T)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            gamma = np.asarray(layer.gamma) if layer.scale else 1.0
+            chain.append(gamma / np.sqrt(np.asarray(layer.moving_variance) + layer.epsilon))
+        elif isinstance(layer, keras.layers.ReLU):
+            chain.append(None)
+
+    class Explanation(keras.layers.Layer):
+        """Gradient of the logit, spread over the feature maps."""
+
+        def call(self, maps: Any, pooled: Any, kinks: list[Any]) -> dict[str, Any]:
+            waiting = list(kinks)
+            gradient = ops.ones((1, 1))
+            for link in chain:
+                if link is None:
+                    gradient = ops.multiply(gradient, ops.cast(waiting.pop() > 0, "float32"))
+                elif link.ndim == 1:
+                    gradient = ops.multiply(gradient, _constant(link))
+                else:
+                    gradient = ops.matmul(gradient, _constant(link))
+            heat = ops.sum(maps * ops.reshape(gradient, (-1, 1, 1, maps.shape[-1])), axis=-1)
+            found = {"heat": heat}
+            if familiar is not None:
+                found["distance"] = familiar.distance(pooled)
+            return found
+
+    return Explanation(name="explanation")
+
+
+def with_explanations(model: Any, familiar: Familiar | None) -> Any:
+    """Return the network with its outputs ``score``, ``heat`` (n, height, width) and ``distance`` (n,).
+
+    ``heat`` is what each place of the last feature map adds to the logit: its mean is the logit less its constant part
+    where the head is one layer (Zhou et al., 2016), and its first-order change otherwise (Selvaraju et al., 2017).
+
+    Args:
+        model: a network with one sigmoid output, named ``score``.
+        familiar: distribution of its pooled features; None leaves ``distance`` out.
+
+    Raises:
+        ExportError: the network does not end in global average pooling and a head of plain layers.
+    """
+    import keras
+
+    pooling, head = _after_pooling(model)
+    kinks = [layer.output for layer in head if isinstance(layer, keras.layers.ReLU)]
+    found = _explanation(head, familiar)(pooling.input, pooling.output, kinks)
+    return keras.Model(model.input, {"score": model.get_layer(SCORE).output, **found}, name=model.name)
+
+
+def features(model: Any, batches: Batches) -> Doubles:
+    """Return the pooled features of images, shape (n, features)."""
+    import keras
+
+    pooling, _ = _after_pooling(model)
+    extractor = keras.Model(model.input, pooling.output)
+    return np.concatenate([np.asarray(extractor.predict_on_batch(x), dtype=np.float64) for x in batches])
+
+
+def compile_network(model: Any, file: Path) -> None:
+    """Write a network as an ONNX file, its outputs named as in `with_explanations`.
+
+    Raises:
+        ExportError: it cannot be compiled.
+    """
+    import keras
+
+    signature = [keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="float32", name="image")]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.export(file, format="onnx", verbose=False, input_signature=signature)
+    # The exporter raises whatever its layers raise.
+    except Exception as error:
+        raise ExportError(f"the model cannot be compiled to ONNX: {error}") from error
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def run(file: Path, batches: Batches) -> dict[str, NDArray[np.float32]]:
+    """Return every output of a compiled form for images, by name, in their order."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    outputs = [output.name for output in session.get_outputs()]
+    answers = [session.run(None, {name: x}) for x in batches]
+    return {output: np.concatenate([answer[i] for answer in answers]) for i, output in enumerate(outputs)}
+
+
+def compare(trained: Doubles, compiled: Doubles, limit: float) -> dict[str, Any]:
+    """Return how far the scores of two forms of a network are apart, shapes (n,), and how many verdicts differ."""
+    return {
+        "images": int(trained.size),
+        "max_abs_difference": float(np.abs(trained - compiled).max()),
+        "label_flips": int(((trained >= limit) != (compiled >= limit)).sum()),
+    }
+
+
+def check_parity(found: dict[str, Any]) -> None:
+    """Hold the fp32 form to the trained network.
+
+    Raises:
+        ExportError: a score differs by more than 0.001 or a label is another.
+    """
+    if not found["max_abs_difference"] <= PARITY or found["label_flips"]:
+        raise ExportError(
+            f"the compiled model is not the trained one: scores differ by up to {found['max_abs_difference']:.2g} "
+            f"(at most {PARITY} is allowed), {found['label_flips']} of {found['images']} labels are others; "
+            "nothing is released"
+        )
+
+
+# --- lower precision --------------------------------------------------------------------------------------------------
+
+
+def quantize(source: Path, target: Path, images: Batches) -> None:
+    """Write an int8 form of a compiled network: convolutions and matrices per channel, ranges from images.
+
+    Raises:
+        ExportError: it cannot be quantized.
+    """
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):
+        """Hands images out one batch at a time."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(images, None)
+            return None if batch is None else {self.name: batch}
+
+    prepared = target.with_suffix(".prepared.onnx")
+    logging.getLogger("root").setLevel(logging.ERROR)
+    try:
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared,
+            target,
+            Reader("image"),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            op_types_to_quantize=["Conv"],
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    # The quantizer raises whatever it meets.
+    except Exception as error:
+        raise ExportError(f"the model cannot be quantized: {error}") from error
+    finally:
+        prepared.unlink(missing_ok=True)
+
+
+def precision_gate(labels: NDArray[np.int64], full: Doubles, low: Doubles, limit: float) -> tuple[dict[str, Any], str]:
+    """Compare a form of lower precision with the full one on labelled images.
+
+    Args:
+        labels: 0 or 1, shape (n,).
+        full: scores of the fp32 form, shape (n,).
+        low: scores of the other, shape (n,).
+        limit: the decision threshold.
+
+    Returns:
+        The figures, and in words why it may not serve; empty when it may.
+    """
+    figures = compare(full, low, limit)
+    figures["auroc_drop"] = evaluation.auroc(labels, full) - evaluation.auroc(labels, low)
+    reasons = []
+    if not np.isfinite(low).all():
+        reasons.append("some scores are not numbers")
+    if not figures["auroc_drop"] <= AUROC_DROP:
+        reasons.append(f"AUROC falls by {figures['auroc_drop']:.4f}, at most {AUROC_DROP} is allowed")
+    if figures["label_flips"] > FLIPS * figures["images"]:
+        reasons.append(f"{figures['label_flips']} of {figures['images']} labels are others, at most {FLIPS:.1%} may be")
+    if not figures["max_abs_difference"] <= DIFFERENCE:
+        reasons.append(f"a score differs by {figures['max_abs_difference']:.3f}, at most {DIFFERENCE} is allowed")
+    return figures, "; ".join(reasons)
