@@ -16,7 +16,7 @@ UPSTREAM = Path(__file__).with_name("upstream.py").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def behind(host: Host) -> Iterator[None]:
-    """Servers behind the proxy on 5001 and 3000; none on 5002."""
+    """Servers behind the proxy on 5001 and 3000; none on 3001."""
     encoded = base64.b64encode(UPSTREAM.encode()).decode()
     host.check_output(f"echo {encoded} | base64 -d > /run/upstream.py")
     for port in (5001, 3000):
@@ -90,7 +90,49 @@ def test_servers_behind_learn_who_asked(host: Host) -> None:
 
 @pytest.mark.usefixtures("behind")
 def test_a_server_that_is_down_costs_no_answer(host: Host) -> None:
-    assert {get(host, "https://127.0.0.1/")[0] for _ in range(10)} == {200}
+    assert {get(host, "https://127.0.0.1/grafana/")[0] for _ in range(10)} == {200}
+
+
+def broken_off(host: Host, path: str, name: str, method: str = "POST", times: int = 1) -> tuple[int, list[str]]:
+    """Ask for something that the server breaks off at first; return the status and the ids it was asked under."""
+    data = f"--data content={name}" if method == "POST" else ""
+    status, _ = get(host, f"--request {method} {data} -H 'X-Break-Off: {name} {times}' https://127.0.0.1{path}")
+    return status, host.check_output(f"cat /run/broken-{name}").split()
+
+
+@pytest.mark.usefixtures("behind")
+@pytest.mark.parametrize(
+    ("method", "path", "tries", "status"),
+    [
+        ("GET", "/cases", 2, 200),
+        ("DELETE", "/cases/1", 2, 200),
+        ("POST", "/repeatable", 2, 200),
+        ("POST", "/cases/1/feedback", 1, 502),
+    ],
+)
+def test_what_may_be_sent_again_is(host: Host, method: str, path: str, tries: int, status: int) -> None:
+    """The server takes the request, body and all, and closes the connection without a word, once."""
+    name = f"{method}-{path.replace('/', '-')}"
+    answered, ids = broken_off(host, path, name, method)
+    assert answered == status
+    assert len(ids) == tries
+    assert len(set(ids)) == 1, "the service must be able to tell that it is the same request"
+
+
+@pytest.mark.usefixtures("behind")
+def test_a_request_that_kills_whoever_reads_it_does_not_go_round(host: Host) -> None:
+    answered, ids = broken_off(host, "/repeatable", "poison", times=99)
+    assert answered == 502
+    assert len(ids) == 3
+    assert get(host, "https://127.0.0.1/")[0] == 200, "a lone server is never given up"
+
+
+@pytest.mark.usefixtures("behind")
+def test_the_servers_own_refusal_is_passed_on(host: Host) -> None:
+    for _ in range(3):
+        status, body = get(host, "-H 'X-Status: 503' https://127.0.0.1/")
+        assert status == 503
+        assert json.loads(body)["port"] == 5001
 
 
 @pytest.mark.usefixtures("behind")
@@ -118,13 +160,16 @@ def test_uploads_have_a_rate(host: Host) -> None:
     assert statuses[:5] == [200] * 5
     assert set(statuses[5:]) == {429}
     assert "Too many uploads" in answers[-1][1]
-    # Looking is not uploading.
+    # Looking is not uploading, nor is giving an opinion.
     assert get(host, "https://127.0.0.1/upload_predict")[0] == 200
+    assert get(host, "--data x=1 https://127.0.0.1/cases/1/feedback")[0] == 200
+    unlimited = [get(host, "--interface 127.0.0.2 --data x=1 https://127.0.0.1/upload_predict") for _ in range(8)]
+    assert {status for status, _ in unlimited} == {200}
 
 
 def test_nothing_behind_is_no_verdict(host: Host) -> None:
-    host.run("systemctl stop upstream-3000")
-    status, body = get(host, "https://127.0.0.1/grafana/")
+    host.run("systemctl stop upstream-3000 upstream-5001")
+    status, body = get(host, "https://127.0.0.1/")
     assert status == 502
     assert "Nothing was decided" in body
 
