@@ -161,12 +161,12 @@ def test_broken_exif_costs_nothing() -> None:
     ("content", "kind"),
     [
         (b"", "empty"),
-        (b"no image", "unreadable"),
+        (b"no image", "type"),
         (png(9, 64)[:-20], "unreadable"),
         (encoded(Image.open(io.BytesIO(noise(64))), "JPEG")[:900], "unreadable"),
-        (encoded(Image.new("L", (8, 8)), "GIF"), "unreadable"),
-        (encoded(Image.new("L", (8, 8)), "TIFF"), "unreadable"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unreadable"),
+        (encoded(Image.new("L", (8, 8)), "GIF"), "type"),
+        (encoded(Image.new("L", (8, 8)), "TIFF"), "type"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "type"),
     ],
 )
 def test_what_is_no_whole_png_or_jpeg_is_refused(content: bytes, kind: str) -> None:

@@ -10,12 +10,17 @@ from PIL import Image, ImageOps
 
 # Largest picture that is decoded, in pixels: more than the largest detectors give, 150 MB as RGB.
 MAX_PIXELS = 50_000_000
+PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+
+# Pillow warns of odd metadata and of pictures over a limit of its own; ours is checked here.
+warnings.filterwarnings("ignore", module="PIL")
 
 
 class ImageError(Exception):
     """The file is not an image that can be classified; the text says so to the person who sent it.
 
-    ``kind`` is one of ``empty``, ``unreadable``, ``pixels``.
+    ``kind`` is one of ``empty``, ``type`` (none of the formats), ``unsupported`` (a kind of DICOM), ``unreadable`` and
+    ``pixels``.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -23,45 +28,87 @@ class ImageError(Exception):
         self.kind = kind
 
 
-def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a PNG or JPEG, whatever its name, into a picture of mode ``L`` or ``RGB``, turned as its EXIF says.
+def enough_for(height: int, width: int) -> int:
+    """Return from how many pixels of its shorter side on a picture may be decoded smaller for a model of some input."""
+    return max(2 * height, 2 * width, 512)
+
+
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS, enough: int | None = None) -> Image.Image:
+    """Decode a PNG, JPEG or DICOM file, whatever its name, into a picture of mode ``L`` or ``RGB``, turned upright.
 
     16-bit grey is scaled to 8 bits over its full range; transparent parts become black, as the air around a body is in
-    an X-ray.
+    an X-ray. What DICOM files become is told in :func:`lightbox.dicom.open_dicom`.
+
+    Args:
+        content: the file.
+        max_pixels: most pixels; more are refused before any is decoded.
+        enough: pixels of the shorter side that suffice, see :func:`enough_for`: a larger JPEG is decoded at a half, a
+            quarter or an eighth of its size, never below this. None decodes everything in full.
 
     Raises:
-        ImageError: the file is empty, not a whole PNG or JPEG, or has more than ``max_pixels`` pixels.
+        ImageError: the file is empty, of another type, damaged, or has too many pixels.
     """
     if not content:
-        raise ImageError("empty", "The file is empty.")
-    unreadable = ImageError("unreadable", "The file is not a readable PNG or JPEG image.")
+        raise ImageError("empty", "The file is empty. Choose the image again.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as probe:
-                if probe.width * probe.height > max_pixels:
-                    raise ImageError(
-                        "pixels",
-                        f"The image has {probe.width} by {probe.height} pixels; "
-                        f"{max_pixels / 1e6:.0f} million are the most that are accepted.",
-                    )
-                probe.verify()
-            # verify() reads the file to its end and leaves it unusable, so it is opened again.
-            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as opened:
-                opened.load()
-                return _plain(opened)
+        if content.startswith(PNG_START):
+            return _plain(decode(content, "PNG", max_pixels))
+        if content.startswith(JPEG_START):
+            return _plain(decode(content, "JPEG", max_pixels, enough))
+        from lightbox.dicom import is_dicom, open_dicom
+
+        if is_dicom(content):
+            return open_dicom(content, max_pixels, enough)
     except ImageError:
         raise
-    except Image.DecompressionBombError:
-        raise ImageError("pixels", "The image has too many pixels.") from None
     # Decoders fail in many ways on hostile input; whatever it was, the person's file is unreadable.
     except Exception as error:
-        raise unreadable from error
+        raise ImageError(
+            "unreadable",
+            "The file is not a readable PNG or JPEG image, nor a readable DICOM file: it is damaged or cut off. "
+            "Export or copy it again.",
+        ) from error
+    raise ImageError(
+        "type", "The file is not a readable PNG or JPEG image, and it is no DICOM file. Choose a file of these types."
+    )
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise ImageError when a picture has more than ``max_pixels`` pixels."""
+    if width * height > max_pixels:
+        raise ImageError(
+            "pixels",
+            f"The image has {width} by {height} pixels; {max_pixels / 1e6:.0f} million are the most that are accepted. "
+            "Export it smaller.",
+        )
+
+
+def decode(content: bytes, form: str, max_pixels: int, enough: int | None = None) -> Image.Image:
+    """Decode a file of one format, ``PNG`` or ``JPEG``, as it is.
+
+    Raises:
+        ImageError: it has more than ``max_pixels`` pixels.
+        Exception: whatever the decoder raises on a damaged file.
+    """
+    try:
+        if form == "PNG":
+            # Decoding looks at no checksums; this does, and leaves the picture unusable.
+            with Image.open(io.BytesIO(content), formats=(form,)) as opened:
+                check_size(*opened.size, max_pixels)
+                opened.verify()
+        with Image.open(io.BytesIO(content), formats=(form,)) as opened:
+            check_size(*opened.size, max_pixels)
+            if enough:
+                opened.draft(None, (enough, enough))
+            opened.load()
+            return opened
+    except Image.DecompressionBombError:
+        raise ImageError("pixels", "The image has too many pixels. Export it smaller.") from None
 
 
 def _plain(image: Image.Image) -> Image.Image:
     try:
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     except Exception:
         # A broken EXIF block says nothing about which way is up; the picture itself is whole.
         image.info.pop("exif", None)
@@ -69,11 +116,11 @@ def _plain(image: Image.Image) -> Image.Image:
         grey = np.asarray(image).astype(np.float32)
         top = 65535.0 if float(grey.max(initial=0.0)) > 255 else 255.0
         return Image.fromarray(np.clip(grey * (255.0 / top), 0, 255).astype(np.uint8))
-    if image.mode in ("1", "L"):
-        return image.convert("L") if "transparency" not in image.info else _flat(image)
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         return _flat(image)
-    return image.convert("RGB")
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -90,7 +137,8 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
         return image
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    # Averaging whole pixels first, and this filter, take a fifth of the time of Lanczos' in one step.
+    return image.resize(size, Image.Resampling.HAMMING, reducing_gap=1.0)
 
 
 def thumbnail(image: Image.Image, side: int = 224, quality: int = 82) -> bytes:

@@ -17,11 +17,12 @@ from pathlib import Path, PurePosixPath
 
 from lightbox.bundle import BundleError
 from lightbox.data import Manifest, pictures
-from lightbox.images import ImageError, open_image, thumbnail
+from lightbox.heat import pack
+from lightbox.images import ImageError, enough_for, open_image, thumbnail
 from lightbox.serving import Engine, ServingError
 from lightbox.store import Case, CaseStore, StoreError, identity
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm", ".dicom")
 # Images that are scored before they are stored.
 CHUNK = 100
 
@@ -97,7 +98,7 @@ def find_images(bundle: Path, images: Path | None) -> Images:
     if found is None and known is not None:
         found = known[1]
     if found is None:
-        where = f"no JPEG or PNG in {images}" if images else "nothing left of the run's test images"
+        where = f"no JPEG, PNG or DICOM file in {images}" if images else "nothing left of the run's test images"
         raise InferenceError(f"there is {where}: name a directory with --images")
     return found
 
@@ -117,7 +118,8 @@ def score(engine: Engine, name: str, content: bytes | OSError, created: datetime
     """
     if isinstance(content, OSError):
         raise content
-    image = open_image(content)
+    takes = engine.bundle.input
+    image = open_image(content, enough=enough_for(takes.height, takes.width))
     found = engine.assess(image)
     return Case(
         id=identity("batch", engine.version, name, content),
@@ -129,6 +131,11 @@ def score(engine: Engine, name: str, content: bytes | OSError, created: datetime
         source="batch",
         created=created,
         thumbnail=thumbnail(image),
+        probabilities=found.verdict.probabilities,
+        uncertain=found.verdict.uncertain,
+        unfamiliar=found.unfamiliar,
+        heat=pack(found.heat.values) if found.heat else b"",
+        heat_label=found.heat.label if found.heat else None,
     )
 
 

@@ -34,8 +34,8 @@ class GracefulWorker(UvicornWorker):
     """An ASGI worker that loses no request when it is replaced."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
-        "loop": "asyncio",
-        "http": "h11",
+        "loop": "uvloop",
+        "http": "httptools",
         "access_log": False,
         "server_header": False,
     }

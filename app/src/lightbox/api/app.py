@@ -28,6 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+import lightbox.dicom  # noqa: F401 - loaded once, in gunicorn's master, so that no request waits for it
 from lightbox import web
 from lightbox.api import legacy, v1
 from lightbox.api.line import Line

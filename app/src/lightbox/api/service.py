@@ -17,7 +17,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from lightbox import web
 from lightbox.bundle import BundleError
 from lightbox.heat import pack
-from lightbox.images import MAX_PIXELS, open_image, shrink, thumbnail
+from lightbox.images import MAX_PIXELS, enough_for, open_image, shrink, thumbnail
 from lightbox.serving import Engine, ServingError
 from lightbox.store import UNCERTAIN, Case, CaseStore, Feedback, Query, StoreError, identity
 
@@ -32,6 +32,17 @@ EXPORT_FIELDS = ("id", "created", "filename", "verdict", "label", "confidence", 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 PREDICTIONS = Counter("lightbox_predictions_total", "Verdicts given.", ["label", "model_version"])
+VERDICTS = Counter(
+    "lightbox_verdicts_total", "Verdicts given, uncertain ones by that name.", ["verdict", "model_version"]
+)
+UNFAMILIAR = Counter("lightbox_unfamiliar_total", "Images unlike those the model was trained on.", ["model_version"])
+# 20 steps of the probability: a model whose scores drift shows here before anybody complains.
+SCORES = Histogram(
+    "lightbox_score",
+    "Probability of the finding, or of the label shown where no label is the finding.",
+    ["model_version"],
+    buckets=[step / 20 for step in range(1, 21)],
+)
 INFERENCE = Histogram("lightbox_inference_seconds", "Time to decode and score one image.", buckets=web.BUCKETS)
 MODEL = Gauge(
     "lightbox_model_info",
@@ -119,6 +130,9 @@ class Service:
             MODEL.labels(str(contract.get("name", "")), engine.version, str(engine.synthetic).lower()).set(1)
             for label in engine.labels:
                 PREDICTIONS.labels(label, engine.version).inc(0)
+            for verdict in self.verdicts():
+                VERDICTS.labels(verdict, engine.version).inc(0)
+            UNFAMILIAR.labels(engine.version).inc(0)
             self.logger.info(
                 "model loaded", extra={"fields": {"version": engine.version, "sha256": engine.loaded_sha256}}
             )
@@ -140,7 +154,7 @@ class Service:
         if engine is None:
             raise NoModelError
         with INFERENCE.time():
-            image = open_image(content, self.settings.max_pixels)
+            image = open_image(content, self.settings.max_pixels, self._enough(engine))
             found = engine.assess(image)
         picture = shrink(image, self.settings.image_side)
         case = Case(
@@ -168,8 +182,20 @@ class Service:
             web.ERRORS.labels("api", "store").inc()
             self.logger.error("case not stored", extra={"fields": {"request_id": request_id, "reason": str(error)}})
             notice = f"This case was not stored and will not appear in the results: {error}."
-        PREDICTIONS.labels(found.verdict.label, engine.version).inc()
+        self._count(case, engine)
         return Outcome(case, engine, notice)
+
+    def _enough(self, engine: Engine) -> int:
+        """Return from how many pixels on pictures may be decoded smaller: for the model, and to be looked at."""
+        return max(enough_for(engine.bundle.input.height, engine.bundle.input.width), self.settings.image_side)
+
+    @staticmethod
+    def _count(case: Case, engine: Engine) -> None:
+        PREDICTIONS.labels(case.label, engine.version).inc()
+        VERDICTS.labels(case.verdict, engine.version).inc()
+        SCORES.labels(engine.version).observe(case.probabilities.get(engine.positive or "", case.confidence))
+        if case.unfamiliar:
+            UNFAMILIAR.labels(engine.version).inc()
 
     def verdicts(self) -> list[str]:
         """Return what cases may be called: the loaded model's labels, and ``Uncertain``."""
