@@ -1,4 +1,8 @@
-"""A whole system in the lab, and the hands that the tests lay on it."""
+"""A whole system in the lab, and the hands that the tests lay on it.
+
+The first test brings the system up and the last takes it away, so that all files share one. With ``LIGHTBOX_KEEP=1``
+the lab stays when the tests end, and a file can be run alone against a system that is up.
+"""
 
 from __future__ import annotations
 
@@ -75,20 +79,21 @@ class System:
         )
 
     def instances(self) -> dict[str, dict[str, Any]]:
-        """Return the instances by role."""
+        """Return the instances by name, without the system's."""
         found = self.client("ec2").describe_instances(
             Filters=[{"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]}]
         )
         instances = [instance for reservation in found["Reservations"] for instance in reservation["Instances"]]
-        return {next(tag["Value"] for tag in item["Tags"] if tag["Key"] == "Role"): item for item in instances}
+        names = [next(tag["Value"] for tag in item["Tags"] if tag["Key"] == "Name") for item in instances]
+        return {name.removeprefix("pneumonia-"): item for name, item in zip(names, instances, strict=True)}
 
-    def on(self, role: str, command: str, check: bool = True) -> str:
-        """Run a shell command as root on the host of a role; return what it printed."""
+    def on(self, host: str, command: str, check: bool = True) -> str:
+        """Run a shell command as root on a host; return what it printed."""
         done = subprocess.run(
-            [sys.executable, "-m", "lab", "ssh", f"pneumonia-{role}", f"sudo sh -c {shlex.quote(command)}"],
+            [sys.executable, "-m", "lab", "ssh", f"pneumonia-{host}", f"sudo sh -c {shlex.quote(command)}"],
             cwd=ROOT, env=self.environment, text=True, check=False, capture_output=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        assert not check or done.returncode == 0, f"{role}: {command}\n{done.stdout}{done.stderr}"
+        assert not check or done.returncode == 0, f"{host}: {command}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
 
     # --- users ------------------------------------------------------------------------------------------------------
@@ -98,34 +103,43 @@ class System:
         """The address of the page."""
         return f"https://{self.instances()['proxy']['PublicIpAddress']}"
 
-    def fetch(self, path: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    def context(self) -> ssl.SSLContext:
+        """Return what trusts the proxy's certificate."""
+        return ssl.create_default_context(cafile=str(SECRETS / "proxy.crt"))
+
+    def fetch(
+        self, path: str, data: bytes | None = None, headers: dict[str, str] | None = None,
+        url: str | None = None, context: ssl.SSLContext | None = None,
+    ) -> tuple[int, str]:  # fmt: skip
         """Ask the page; return status and text. 0 stands for no answer at all."""
-        context = ssl.create_default_context(cafile=str(SECRETS / "proxy.crt"))
-        request = urllib.request.Request(self.url + path, data=data, headers=headers or {})
+        request = urllib.request.Request((url or self.url) + path, data=data, headers=headers or {})
         try:
-            with urllib.request.urlopen(request, context=context, timeout=20) as answer:
+            with urllib.request.urlopen(request, context=context or self.context(), timeout=20) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
         except OSError as error:
             return 0, str(error)
 
-    def upload(self, content: bytes, name: str = "xray.png") -> tuple[int, str]:
+    def upload(
+        self, content: bytes, name: str = "xray.png", url: str | None = None, context: ssl.SSLContext | None = None
+    ) -> tuple[int, str]:
         """Upload a file as the page's form does."""
         boundary = uuid.uuid4().hex
         body = (
             f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
             "Content-Type: image/png\r\n\r\n"
         ).encode() + content + f"\r\n--{boundary}--\r\n".encode()  # fmt: skip
-        return self.fetch("/upload_predict", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        return self.fetch("/upload_predict", body, headers, url, context)
 
     def smoke(self) -> bytes:
         """Return the smoke image of the live model."""
         return (SECRETS / "smoke.png").read_bytes()
 
-    def model(self) -> dict[str, Any]:
-        """Return what the API has loaded."""
-        return dict(json.loads(self.on("api", "curl -sS http://127.0.0.1:5000/v1/model")))
+    def model(self, host: str = "api") -> dict[str, Any]:
+        """Return what an API host has loaded."""
+        return dict(json.loads(self.on(host, "curl -sS http://127.0.0.1:5000/v1/model")))
 
     def ready(self) -> bool:
         """Return whether an upload is answered with a verdict."""
@@ -134,30 +148,40 @@ class System:
 
 
 class Visitors:
-    """People who upload an image every second or so, while something happens to the system."""
+    """People who upload an image each, look for a moment and upload the next, while something happens to the system."""
 
-    def __init__(self, system: System) -> None:
-        self.system, self.image = system, system.smoke()
-        self.answers: list[tuple[int, str]] = []
+    def __init__(self, system: System, people: int = 1, pause: float = 1.2) -> None:
+        self.system, self.image, self.pause = system, system.smoke(), pause
+        # Address and certificate are asked for once: the lab's own process may be what something happens to.
+        self.url, self.context = system.url, system.context()
+        self.answers: list[tuple[float, int, str]] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._visit, daemon=True)
+        self._threads = [threading.Thread(target=self._visit, daemon=True) for _ in range(people)]
 
     def _visit(self) -> None:
         while not self._stop.is_set():
-            self.answers.append(self.system.upload(self.image))
-            self._stop.wait(1.2)
+            begun = time.monotonic()
+            status, text = self.system.upload(self.image, url=self.url, context=self.context)
+            self.answers.append((begun, status, text))
+            self._stop.wait(self.pause)
 
     def __enter__(self) -> Visitors:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(60)
+        for thread in self._threads:
+            thread.join(60)
 
-    def failed(self) -> list[tuple[int, str]]:
-        """Return the answers that were not a verdict."""
-        return [(status, text[:300]) for status, text in self.answers if status != 200 or "data-verdict=" not in text]
+    def failed(self, since: float = 0) -> list[tuple[int, str]]:
+        """Return the answers that were not a verdict, of requests begun at ``since`` (monotonic) or later."""
+        return [
+            (status, text[:300])
+            for begun, status, text in self.answers
+            if begun >= since and (status != 200 or "data-verdict=" not in text)
+        ]
 
 
 @pytest.fixture(scope="session")
@@ -165,4 +189,13 @@ def system() -> Iterator[System]:
     """The pneumonia system, brought up by `make up` and removed at the end."""
     system = System()
     yield system
-    subprocess.run(["make", "down"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+    if not os.environ.get("LIGHTBOX_KEEP"):
+        subprocess.run(["make", "down"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+
+
+ORDER = ("test_pneumonia", "test_pages", "test_two_api_hosts", "test_down")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files into the order in which the system lives."""
+    items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else -1)

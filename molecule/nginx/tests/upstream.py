@@ -1,7 +1,7 @@
 """A server behind the proxy: answers with what it was asked, as JSON. Usage: upstream.py PORT
 
-``X-Break-Off: NAME TIMES`` makes it close the connection without an answer so many times; ``/run/broken-NAME`` then holds
-the id of every try. ``X-Status: N`` makes it answer with that status.
+``X-Break-Off: NAME TIMES`` makes it close the connection without an answer so many times; ``/run/broken-NAME`` then
+holds the id of every try. ``X-Status: N`` makes it answer with that status.
 """
 
 from __future__ import annotations
