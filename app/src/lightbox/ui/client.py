@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import itertools
 import re
+import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from lightbox import web
+from lightbox.ui import answers
+from lightbox.ui.answers import Case, CasesPage, Model, Prediction
 
 # The request did not reach the API, or its connection broke before an answer: a worker was replaced, a host is down.
 CONNECTION_ERRORS = (
@@ -27,173 +29,61 @@ CONNECTION_ERRORS = (
 )
 # Answers that say this host cannot help while another might.
 ELSEWHERE = frozenset({502, 503, 504})
-PERCENT = re.compile(r"(100\.00|\d{1,2}\.\d{2})%")
 # Seconds before the same address is tried again.
 PAUSE = 0.15
+# Seconds for which an address that failed is asked last.
+SHUNNED = 5.0
 MODEL_SECONDS = 5.0
+# A host that lost its power answers nothing at all: the connection counts as broken after 3 s without a sign of life,
+# however long an answer may take.
+SOCKET_OPTIONS = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 3000),
+]
+LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=5.0)
+RETRY_AFTER = re.compile(r"\d{1,4}")
+IMAGES = frozenset({"image/jpeg", "image/png"})
+
+T = TypeVar("T")
 
 
 class ApiError(Exception):
-    """The API gave no answer that can be shown. ``status`` is the page's; the text is for people."""
+    """The API gave no answer that can be shown. ``status`` is the page's; the text is for people.
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
+    ``retry_after`` is the number of seconds after which it may be worth another try, where the API said so.
+    """
+
+    def __init__(self, status: int, kind: str, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
-        self.status, self.kind = status, kind
+        self.status, self.kind, self.retry_after = status, kind, retry_after
 
 
 @dataclass(frozen=True)
-class CaseRow:
-    """A case as pages show it. ``finding`` is None when nobody can say which label is the finding."""
+class Picture:
+    """An image of a case."""
 
-    filename: str
-    label: str
-    confidence: str
-    created: str
-    model_version: str
-    source: str
-    thumbnail: str
-    finding: bool | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer to an upload."""
-
-    case: CaseRow
-    synthetic: bool
-    notice: str | None
-
-
-@dataclass(frozen=True)
-class ResultsPage:
-    """One page of cases."""
-
-    cases: tuple[CaseRow, ...]
-    number: int
-    pages: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the pages say about the model: its version and whether it knows synthetic images only."""
-
-    version: str
-    synthetic: bool
-
-
-class MalformedError(ValueError):
-    """An answer lacks something or says something impossible."""
-
-
-def _text(answer: Mapping[str, Any], name: str) -> str:
-    value = answer.get(name)
-    if not isinstance(value, str) or not value:
-        raise MalformedError(name)
-    return value
-
-
-def _count(answer: Mapping[str, Any], name: str, least: int = 0) -> int:
-    value = answer.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise MalformedError(name)
-    return value
-
-
-def _object(answer: Any) -> Mapping[str, Any]:
-    if not isinstance(answer, dict):
-        raise MalformedError("object")
-    return answer
-
-
-def _case(answer: Mapping[str, Any], positive: Any) -> CaseRow:
-    confidence = _text(answer, "confidence")
-    if not PERCENT.fullmatch(confidence):
-        raise MalformedError("confidence")
-    image = answer.get("image") or ""
-    try:
-        base64.b64decode(image, validate=True)
-    except (binascii.Error, ValueError, TypeError):
-        raise MalformedError("image") from None
-    label = _text(answer, "prediction")
-    return CaseRow(
-        filename=_text(answer, "filename"),
-        label=label,
-        confidence=confidence,
-        created=_text(answer, "created"),
-        model_version=_text(answer, "model_version"),
-        source=_text(answer, "source"),
-        thumbnail=image,
-        finding=label == positive if isinstance(positive, str) else None,
-    )
-
-
-def read_verdict(answer: Any) -> Verdict:
-    """Return the verdict in an answer to an upload.
-
-    Raises:
-        MalformedError: the answer is not whole, or its confidence is not that of its label.
-    """
-    answer = _object(answer)
-    case = _case(answer, answer.get("positive"))
-    probabilities = _object(answer.get("probabilities"))
-    share = probabilities.get(case.label)
-    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
-        raise MalformedError("probabilities")
-    if abs(share * 100 - float(case.confidence[:-1])) > 0.0051:
-        raise MalformedError("confidence")
-    notice = answer.get("notice")
-    return Verdict(
-        case=case,
-        # Silence about the data is not taken for real data.
-        synthetic=answer.get("synthetic") is not False,
-        notice=notice if isinstance(notice, str) and notice else None,
-    )
-
-
-def read_page(answer: Any) -> ResultsPage:
-    """Return the page of cases in an answer.
-
-    Raises:
-        MalformedError: the answer is not whole.
-    """
-    answer = _object(answer)
-    cases = answer.get("cases")
-    if not isinstance(cases, list):
-        raise MalformedError("cases")
-    return ResultsPage(
-        cases=tuple(_case(_object(case), answer.get("positive")) for case in cases),
-        number=_count(answer, "page", 1),
-        pages=_count(answer, "total_pages", 1),
-        total=_count(answer, "total_keys"),
-    )
-
-
-def read_model(answer: Any) -> Model:
-    """Return what a ``/v1/model`` answer says to the pages.
-
-    Raises:
-        MalformedError: the answer has no version.
-    """
-    answer = _object(answer)
-    data = answer.get("data")
-    return Model(
-        version=_text(answer, "version"), synthetic=not (isinstance(data, dict) and data.get("synthetic") is False)
-    )
+    content: bytes
+    media_type: str
 
 
 class ApiClient:
     """Asks the API hosts in turn.
 
     A connection that fails or breaks is tried once more, at the next address (or the same, where there is one only);
-    an answer of 502, 503 or 504 is taken to the next address. A time-out is not tried again: the API is busy.
+    an answer of 502, 503 or 504 is taken to the next address. A time-out is not tried again: the API is busy. An
+    address whose connection failed or that gave no answer in time is asked last for some seconds, so that a dead host
+    costs the first requests time and not every second one. A request goes to two hosts with the same X-Request-ID, of
+    which the API makes one case.
     """
 
     def __init__(
         self,
         urls: Sequence[str],
         timeout: float = 30.0,
-        connect_timeout: float = 2.0,
+        connect_timeout: float = 1.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Make a client for ``urls`` (``http://host:port``); the limits are in seconds.
@@ -205,16 +95,16 @@ class ApiClient:
         if not self.urls or not all(url.startswith(("http://", "https://")) for url in self.urls):
             raise ValueError("LIGHTBOX_API_URLS must hold addresses of the form http://host:port, comma separated")
         self._turns: Iterator[int] = itertools.cycle(range(len(self.urls)))
+        self._failed: dict[str, float] = {}
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout, connect=connect_timeout, pool=timeout),
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=5.0),
-            transport=transport,
+            transport=transport or httpx.AsyncHTTPTransport(limits=LIMITS, socket_options=SOCKET_OPTIONS),
             # Proxies are for the way out; the API is next door.
             trust_env=False,
             follow_redirects=False,
         )
         self._logger = web.get_logger("ui")
-        self._model: Model | None = None
+        self._model: Model | ApiError | None = None
         self._model_time = float("-inf")
         self._model_lock = asyncio.Lock()
 
@@ -223,14 +113,32 @@ class ApiClient:
         await self._http.aclose()
 
     def _order(self) -> list[str]:
-        """Return the addresses of one request's tries: each once, from the next in turn; a single one twice."""
+        """Return the addresses of one request's tries: each once, from the next in turn, those that failed a moment
+        ago last; a single one twice.
+        """
         first = next(self._turns)
         order = self.urls[first:] + self.urls[:first]
+        limit = time.monotonic() - SHUNNED
+        order.sort(key=lambda url: self._failed.get(url, float("-inf")) > limit)
         return order if len(order) > 1 else order * 2
 
-    async def _ask(self, method: str, path: str, request_id: str, **more: Any) -> httpx.Response:
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        request_id: str,
+        expected: Collection[int] = (200,),
+        streamed: bool = False,
+        **more: Any,
+    ) -> httpx.Response:
+        """Return an answer of an expected status; a streamed one still has its body to be read, and to be closed.
+
+        Raises:
+            ApiError: there is none.
+        """
         problem: ApiError | None = None
         previous = None
+        headers = {"X-Request-ID": request_id, "Accept": "application/json, application/problem+json, */*"}
         for url in self._order():
             if url == previous:
                 if not (problem and problem.kind == "api_down"):
@@ -238,20 +146,25 @@ class ApiClient:
                 await asyncio.sleep(PAUSE)
             previous = url
             try:
-                response = await self._http.request(
-                    method, url + path, headers={"X-Request-ID": request_id, "Accept": "application/json"}, **more
-                )
+                request = self._http.build_request(method, url + path, headers=headers, **more)
+                response = await self._http.send(request, stream=True)
+                if response.status_code not in expected or not streamed:
+                    try:
+                        await response.aread()
+                    finally:
+                        await response.aclose()
             except CONNECTION_ERRORS as error:
-                self._log(url, path, request_id, type(error).__name__)
+                self._shun(url, path, request_id, error)
                 problem = ApiError(503, "api_down", "The prediction service cannot be reached.")
                 continue
             except httpx.TimeoutException as error:
-                self._log(url, path, request_id, type(error).__name__)
+                self._shun(url, path, request_id, error)
                 raise ApiError(504, "api_timeout", "The prediction service took too long to answer.") from None
             except httpx.HTTPError as error:
                 self._log(url, path, request_id, type(error).__name__)
                 raise ApiError(502, "api_protocol", "The prediction service cannot be understood.") from None
-            if response.status_code == 200:
+            self._failed.pop(url, None)
+            if response.status_code in expected:
                 return response
             problem = self._refusal(response)
             self._log(url, path, request_id, f"status {response.status_code}")
@@ -259,56 +172,145 @@ class ApiClient:
                 break
         raise problem or ApiError(503, "api_down", "The prediction service cannot be reached.")
 
+    def _shun(self, url: str, path: str, request_id: str, error: Exception) -> None:
+        self._failed[url] = time.monotonic()
+        self._log(url, path, request_id, type(error).__name__)
+
     def _log(self, url: str, path: str, request_id: str, reason: str) -> None:
         fields = {"request_id": request_id, "api": url, "path": path, "reason": reason}
         self._logger.warning("the API did not answer with success", extra={"fields": fields})
 
     @staticmethod
     def _refusal(response: httpx.Response) -> ApiError:
-        """Return the error a person sees for an answer that is not 200."""
+        """Return the error a person sees for an answer of another status than was expected."""
+        words = "The prediction service failed."
         try:
-            words = _text(_object(response.json()), "error")[:300]
-        except ValueError:
-            words = "The prediction service failed."
+            body = answers.entry(response.json())
+            words = answers.optional_text(body, "detail") or answers.optional_text(body, "title") or words
+        except (ValueError, RecursionError):
+            pass
         status = response.status_code if 400 <= response.status_code < 600 else 502
-        return ApiError(status, f"api_{status}", words)
+        pause = response.headers.get("retry-after", "")
+        return ApiError(status, f"api_{status}", words[:300], int(pause) if RETRY_AFTER.fullmatch(pause) else None)
 
-    async def predict(self, name: str, content: bytes, request_id: str) -> Verdict:
+    async def predict(self, name: str, content: bytes, request_id: str) -> Prediction:
         """Have an image classified.
 
         Raises:
             ApiError: there is no verdict.
         """
         response = await self._ask(
-            "POST", "/predict", request_id, files={"file": (name, content, "application/octet-stream")}
+            "POST",
+            "/v1/predictions",
+            request_id,
+            expected=(201,),
+            params={"heatmap": "true"},
+            files={"file": (name, content, "application/octet-stream")},
         )
-        return self._read(response, read_verdict)
+        return self._read(response, answers.read_prediction)
 
-    async def predictions(self, page: str, request_id: str) -> ResultsPage:
-        """Return a page of cases.
+    async def cases(self, query: Mapping[str, str], request_id: str) -> CasesPage:
+        """Return the page of cases that a query asks for.
 
         Raises:
             ApiError: there is none.
         """
-        return self._read(await self._ask("GET", "/predictions", request_id, params={"page": page}), read_page)
+        return self._read(await self._ask("GET", "/v1/cases", request_id, params=dict(query)), answers.read_cases)
+
+    async def case(self, identity: str, request_id: str) -> Case:
+        """Return a case.
+
+        Raises:
+            ApiError: it cannot be had; with status 404 there is none of that id.
+        """
+        return self._read(await self._ask("GET", f"/v1/cases/{identity}", request_id), answers.read_case)
+
+    async def delete(self, identity: str, request_id: str) -> None:
+        """Delete a case; one that is gone already, for example by a first try, is as good as deleted.
+
+        Raises:
+            ApiError: it was not deleted, or nobody knows.
+        """
+        await self._ask("DELETE", f"/v1/cases/{identity}", request_id, expected=(204, 404))
+
+    async def give_feedback(self, identity: str, label: str, request_id: str) -> Case:
+        """Say which label is right for a case; return the case.
+
+        Raises:
+            ApiError: it was not stored, or nobody knows.
+        """
+        response = await self._ask("PUT", f"/v1/cases/{identity}/feedback", request_id, json={"label": label})
+        return self._read(response, answers.read_case)
+
+    async def withdraw_feedback(self, identity: str, request_id: str) -> Case:
+        """Take back what was said of a case; return the case.
+
+        Raises:
+            ApiError: it was not taken back, or nobody knows.
+        """
+        return self._read(await self._ask("DELETE", f"/v1/cases/{identity}/feedback", request_id), answers.read_case)
+
+    async def picture(self, identity: str, kind: str, request_id: str) -> Picture:
+        """Return the ``image`` or the ``heatmap`` of a case.
+
+        Raises:
+            ApiError: there is none.
+        """
+        response = await self._ask("GET", f"/v1/cases/{identity}/{kind}", request_id)
+        media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type not in IMAGES:
+            raise malformed()
+        return Picture(response.content, media_type)
+
+    @asynccontextmanager
+    async def export(self, query: Mapping[str, str], request_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Give the table of all cases that a query asks for, as CSV in pieces.
+
+        Raises:
+            ApiError: there is none.
+        """
+        response = await self._ask("GET", "/v1/cases.csv", request_id, streamed=True, params=dict(query))
+        try:
+            if not response.headers.get("content-type", "").startswith("text/csv"):
+                raise malformed()
+            yield response.aiter_bytes()
+        finally:
+            await response.aclose()
+
+    async def served_model(self, request_id: str) -> Model:
+        """Return the model that the API serves, asked for every few seconds.
+
+        Raises:
+            ApiError: the API does not say.
+        """
+        async with self._model_lock:
+            if self._model is None or time.monotonic() - self._model_time > MODEL_SECONDS:
+                try:
+                    self._model = self._read(await self._ask("GET", "/v1/model", request_id), answers.read_model)
+                except ApiError as problem:
+                    self._model = problem
+                self._model_time = time.monotonic()
+            known = self._model
+        if isinstance(known, ApiError):
+            raise ApiError(known.status, known.kind, str(known), known.retry_after)
+        return known
 
     async def model(self, request_id: str) -> Model | None:
-        """Return the model that the API serves, asked for every few seconds; None when it does not say."""
-        async with self._model_lock:
-            if time.monotonic() - self._model_time > MODEL_SECONDS:
-                try:
-                    self._model = self._read(await self._ask("GET", "/v1/model", request_id), read_model)
-                except ApiError:
-                    self._model = None
-                self._model_time = time.monotonic()
-            return self._model
+        """Return the model that the API serves, or None when it does not say."""
+        try:
+            return await self.served_model(request_id)
+        except ApiError:
+            return None
 
     @staticmethod
-    def _read(response: httpx.Response, read: Any) -> Any:
+    def _read(response: httpx.Response, read: Callable[[Any], T]) -> T:
         try:
             return read(response.json())
         # Not JSON, not text, or not what was agreed: all are ValueErrors.
         except (ValueError, RecursionError):
-            raise ApiError(
-                502, "api_malformed", "The prediction service gave an answer that this page does not understand."
-            ) from None
+            raise malformed() from None
+
+
+def malformed() -> ApiError:
+    """Return the error for an answer that is not what was agreed."""
+    return ApiError(502, "api_malformed", "The prediction service gave an answer that this page does not understand.")
