@@ -409,6 +409,14 @@ def test_large_files_over_a_real_connection(server: Gunicorn, redis_server: Redi
         assert client.get("/health").status_code == 200
 
 
+def test_who_goes_away_while_sending_is_no_failure(server: Gunicorn) -> None:
+    head = b"POST /v1/predictions HTTP/1.1\r\nHost: x\r\nX-Request-ID: gone-away-early\r\nContent-Length: 9000\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head + b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n")
+    logged = wait_for("it is in the log", lambda: re.findall(r".*gone-away-early.*", server.log.read_text()))
+    assert [json.loads(line)["status"] for line in logged] == [499]
+
+
 def test_requests_are_logged_with_id_and_forwarded_address_only_from_the_proxy(
     server: Gunicorn, bundle: Path, redis_server: RedisServer, start: Start
 ) -> None:

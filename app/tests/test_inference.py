@@ -14,6 +14,7 @@ from PIL import Image
 from serving_kit import PASSWORD, RedisServer, noise, png, write_bundle
 
 from lightbox.data import Manifest, Sample, Shape, prepare
+from lightbox.heat import pack
 from lightbox.images import open_image
 from lightbox.inference import InferenceError, find_images, main, spread
 from lightbox.serving import Engine
@@ -65,6 +66,9 @@ def test_redis_holds_what_the_engine_says(tmp_path, bundle, redis_server):
         assert (case.label, case.source, case.model_version) == (verdict.label, "batch", engine.version)
         assert case.confidence == pytest.approx(verdict.confidence, abs=1e-6)
         assert case.scores == pytest.approx(scores, abs=1e-6)
+        assert case.probabilities == pytest.approx(verdict.probabilities, abs=1e-6)
+        assert (case.uncertain, case.unfamiliar) == (verdict.uncertain, found.unfamiliar)
+        assert (case.heat, case.heat_label) == (pack(found.heat.values), "Pneumonia")
         with Image.open(io.BytesIO(case.thumbnail)) as thumbnail:
             assert thumbnail.format == "JPEG"
 

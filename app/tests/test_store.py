@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 from serving_kit import PASSWORD, RedisServer
 
-from lightbox.store import INDEX, Case, CaseStore, PageError, StoreError, identity, read_password
+from lightbox.store import (
+    FEEDBACK,
+    INDEX,
+    Case,
+    CaseStore,
+    Feedback,
+    PageError,
+    Query,
+    StoreError,
+    identity,
+    read_password,
+)
 
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
 
@@ -39,6 +50,47 @@ def test_a_case_comes_back_as_it_was_stored(store: CaseStore) -> None:
     store.add(case(1))
     assert store.get("case-0001") == case(1)
     assert store.get("nobody") is None
+
+
+def test_all_that_is_known_of_a_case_comes_back(store: CaseStore) -> None:
+    full = case(
+        1,
+        probabilities={"Normal": 0.99125, "Pneumonia": 0.00875},
+        uncertain=True,
+        unfamiliar="The image is in colour.",
+        heat=bytes((1, 2, 0, 255)),
+        heat_label="Pneumonia",
+    )
+    store.add(full, b"\xff\xd8a larger jpeg")
+    assert store.get("case-0001") == full
+    assert store.picture("case-0001") == b"\xff\xd8a larger jpeg"
+    said = Feedback("Pneumonia", NOW)
+    assert store.set_feedback("case-0001", said) == dataclasses.replace(full, feedback=said)
+    store.add(case(1))
+    assert store.get("case-0001") == case(1, feedback=said), "nothing of the replaced case is left but feedback"
+
+
+def test_feedback_on_a_case_that_goes_leaves_nothing(store: CaseStore, redis_server: RedisServer) -> None:
+    assert store.set_feedback("case-0001", Feedback("Normal", NOW)) is None
+    with redis_server.client() as client:
+        # What a deletion between two commands leaves.
+        client.hset("lightbox:case:case-0001", "feedback_label", "Normal")
+        assert store.set_feedback("case-0001", Feedback("Normal", NOW)) is None
+        assert client.keys("*") == []
+        store.add(case(2))
+        store.set_feedback("case-0002", Feedback("Normal", NOW))
+        client.delete("lightbox:case:case-0002")
+        assert store.with_feedback().cases == ()
+        assert client.zcard(FEEDBACK) == 0, "a case past the retention leaves the list when it is read"
+
+
+def test_looking_through_many_cases_finds_them_all(store: CaseStore) -> None:
+    store.add_many(case(number, label="Pneumonia" if number % 7 == 0 else "Normal") for number in range(2500))
+    found = [store.find(Query(verdict="Pneumonia"), number, 100) for number in (1, 2, 3, 4)]
+    assert found[0].total == len(range(0, 2500, 7))
+    assert [item.id for page in found for item in page.cases] == [f"case-{number:04d}" for number in range(0, 2500, 7)]
+    with pytest.raises(PageError):
+        store.find(Query(verdict="Pneumonia"), 5, 100)
 
 
 def test_pages_are_full_newest_first_and_counted(store: CaseStore) -> None:
@@ -96,13 +148,14 @@ def test_deleting_takes_a_case_out_of_the_pages(store: CaseStore) -> None:
 
 def test_old_cases_go_after_the_retention(redis_server: RedisServer) -> None:
     store = CaseStore.connect("127.0.0.1", redis_server.port, "api", PASSWORD, retention=timedelta(days=30))
-    store.add(case(1))
+    store.add(case(1), b"a picture")
     forever = CaseStore.connect("127.0.0.1", redis_server.port, "api", PASSWORD)
     forever.add(case(2, created=NOW - timedelta(days=31)))
     assert [item.id for item in store.page().cases] == ["case-0001"]
     with redis_server.client() as client:
         left = timedelta(seconds=client.ttl("lightbox:case:case-0001"))
         assert timedelta(days=29, hours=23) < left < timedelta(days=31)
+        assert abs(client.ttl("lightbox:image:case-0001") - left.total_seconds()) < 5
         assert client.ttl("lightbox:case:case-0002") == -1
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -122,6 +123,9 @@ class RequestGuard:
 
         try:
             await self.app(scope, self._limited(scope, receive, headers), send_with_id)
+        except ClientDisconnect:
+            # Nobody is left to read an answer; it is counted as 499.
+            pass
         except Exception:
             ERRORS.labels(self.name, "internal").inc()
             self.logger.exception("request failed", extra={"fields": {"request_id": request_id}})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 from fastapi import Request
 
+from lightbox import web
 from lightbox.api.line import RETRY_AFTER, BusyError, Line
 from lightbox.api.problems import IMAGE_STATUS, RefusalError
 from lightbox.api.service import NoModelError, Outcome, Service
@@ -44,8 +46,9 @@ async def admit(request: Request) -> None:
     refusal = busy() if line.full else no_model() if service_of(request).engine is None else None
     if refusal:
         # Who still sends would not read an answer.
-        async for _ in request.stream():
-            pass
+        with contextlib.suppress(web.BodyTooLargeError):
+            async for _ in request.stream():
+                pass
         raise refusal
 
 
