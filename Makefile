@@ -15,12 +15,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab provision train release rollback verify status logs destroy down test lint picture locks clean
+.PHONY: help up lab train rollback verify status logs destroy down test lint bench-serving bench-soak picture locks clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  WHERE=lab|aws ($(WHERE))   SYSTEM=pneumonia ($(SYSTEM))   DATA=directory, archive or synthetic   OUT=FILE (verify)   T=subset (test)"
+	@echo "  WHERE=lab|aws ($(WHERE))   SYSTEM=pneumonia ($(SYSTEM))   DATA=directory, archive or synthetic   OUT=FILE (verify, bench-…)   T=subset (test)"
 
 up: $(if $(filter lab,$(WHERE)),lab,$(VENV)/ready) ## Bring SYSTEM up: network, hosts, model, proof; prints its URL
 	$(ANSIBLE) site.yml $(VARS)
@@ -55,6 +55,12 @@ test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages
 lint: $(VENV)/ready-dev ## Run every linter and type checker
 	$(BIN)/python tests/run.py lint
 
+bench-serving: .venv-bench/ready .cache/bench-packages ## Measure the API beside Flask + Keras, a framework and the bare engine; OUT=FILE
+	.venv-bench/bin/python benchmarks/serving.py $(if $(OUT),--out $(abspath $(OUT)))
+
+bench-soak: $(VENV)/ready ## Load the running system for ten minutes, kill its workers, release in the middle; OUT=FILE
+	$(BIN)/python benchmarks/soak.py $(if $(OUT),--out $(abspath $(OUT)))
+
 picture: $(VENV)/ready ## Draw the README's picture of the network from the inventory
 	$(BIN)/python docs/draw_network.py inventories/pneumonia docs/network.svg
 
@@ -64,7 +70,7 @@ locks: $(VENV)/ready ## Resolve every lock file anew
 	$(MAKE) -C app locks
 
 clean: ## Remove virtual environments and caches (not a running lab)
-	rm -rf .venv .venv-app .build .cache .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-app .venv-bench .build .cache .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # --- what the targets above stand on -------------------------------------------------------------------------------
 
@@ -83,6 +89,10 @@ clean: ## Remove virtual environments and caches (not a running lab)
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive sh -c 'dpkg -s $$(cat tests/packages.txt) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q --no-install-recommends $$(cat tests/packages.txt); }'
 	touch $@
 
+.cache/bench-packages: benchmarks/packages.txt | .cache
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive sh -c 'dpkg -s $$(cat benchmarks/packages.txt) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q --no-install-recommends $$(cat benchmarks/packages.txt); }'
+	touch $@
+
 $(VENV)/bin/uv: requirements/uv.txt | .cache/python-packages
 	python3 -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
@@ -99,4 +109,10 @@ $(VENV)/ready-dev: requirements/dev.txt $(VENV)/ready
 	$(BIN)/uv venv -q --allow-existing --python python3 .venv-app
 	$(BIN)/uv pip sync -q --python .venv-app/bin/python --require-hashes app/locks/dev.txt
 	$(BIN)/uv pip install -q --python .venv-app/bin/python --no-deps --editable app
+	touch $@
+
+.venv-bench/ready: app/locks/bench.txt app/pyproject.toml $(VENV)/bin/uv
+	$(BIN)/uv venv -q --allow-existing --python python3 .venv-bench
+	$(BIN)/uv pip sync -q --python .venv-bench/bin/python --require-hashes app/locks/bench.txt
+	$(BIN)/uv pip install -q --python .venv-bench/bin/python --no-deps --editable app
 	touch $@

@@ -90,7 +90,8 @@ def compact(shape: tuple[int, int, int], settings: Any) -> Any:
     x = layers.LayerNormalization(axis=[1, 2, 3], center=False, scale=False, epsilon=1e-4)(image)
     x = _conv(x, max(8, 2 * w // 3), 5, 2)
     x = layers.MaxPooling2D(3, 2, padding="same")(x)
-    for factor, stride in ((1, 1), (2, 2), (4, 2), (6, 2)):
+    # The last block keeps its size: the heat map is as fine as its maps.
+    for factor, stride in ((1, 1), (2, 2), (4, 2), (4, 1)):
         x = _residual(x, factor * w, stride)
     x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dropout(settings.dropout)(x)
