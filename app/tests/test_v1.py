@@ -9,6 +9,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -355,7 +356,11 @@ def test_feedback_survives_that_the_same_case_is_stored_again(api: TestClient) -
 def rows(response: httpx.Response) -> list[dict[str, str]]:
     assert response.headers["content-type"].startswith("text/csv")
     assert response.headers["content-disposition"] == 'attachment; filename="cases.csv"'
-    return list(csv.DictReader(io.StringIO(response.text)))
+    return rows_of(response.text)
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 def test_the_export_holds_what_the_filters_leave(api: TestClient, redis_server: RedisServer) -> None:
@@ -527,3 +532,25 @@ def test_metrics_tell_scores_and_verdicts_of_each_version(api: TestClient) -> No
     before_it = value(unfamiliar)
     send(api, encoded(Image.new("RGB", (32, 32), (255, 0, 0))))
     assert value(unfamiliar) == before_it + 1
+
+
+def test_the_examples_of_the_documentation_work(
+    tmp_path: Path, bundle: Path, redis_server: RedisServer, start: Start
+) -> None:
+    server = start("lightbox.api.app:app", {"LIGHTBOX_BUNDLE": str(bundle), **redis_server.environment}, workers=1)
+    for name, content in (("film.jpeg", png(250, form="JPEG")), ("a.jpeg", png(128)), ("b.dcm", dicom(ramp()))):
+        (tmp_path / name).write_bytes(content)
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    examples = "\n".join(block for language, block in blocks if not language)
+    count = len(re.findall(r"\bcurl ", examples))
+    script = f'curl() {{ command curl -sS --fail-with-body "$@" && echo >> done; }}\n{examples}'
+    subprocess.run(
+        ["bash", "-euc", script.replace("http://127.0.0.1:5000", server.url)],
+        cwd=tmp_path, check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert count == len((tmp_path / "done").read_text().splitlines()) == 8
+    assert len(rows_of((tmp_path / "cases.csv").read_text())) == 3
+    assert Image.open(tmp_path / "heatmap.png").size == (224, 224)
+    left = httpx.get(f"{server.url}/v1/cases").json()["cases"]
+    assert [case["filename"] for case in left] == ["a.jpeg", "film.jpeg"]

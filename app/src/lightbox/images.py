@@ -113,9 +113,10 @@ def _plain(image: Image.Image) -> Image.Image:
         # A broken EXIF block says nothing about which way is up; the picture itself is whole.
         image.info.pop("exif", None)
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float32)
-        top = 65535.0 if float(grey.max(initial=0.0)) > 255 else 255.0
-        return Image.fromarray(np.clip(grey * (255.0 / top), 0, 255).astype(np.uint8))
+        grey = np.asarray(image)
+        # In whole numbers: 257 is 65535 / 255, and a copy in floats would take four times the memory.
+        grey = grey // 257 if int(grey.max(initial=0)) > 255 else grey
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         return _flat(image)
     if image.mode in ("L", "RGB"):
@@ -124,11 +125,15 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    grey = image.mode in ("1", "L", "LA", "La")
-    rgba = image.convert("RGBA")
-    flat = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-    flat.alpha_composite(rgba)
-    return flat.convert("L" if grey else "RGB")
+    """Return a picture laid on black."""
+    if image.mode == "LA":
+        flat = Image.new("L", image.size)
+        flat.paste(image.getchannel("L"), mask=image.getchannel("A"))
+        return flat
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    flat = Image.new("RGB", rgba.size)
+    flat.paste(rgba, mask=rgba)
+    return flat.convert("L") if image.mode in ("1", "L", "La") else flat
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:

@@ -403,6 +403,9 @@ class CaseStore:
         except redis.RedisError as error:
             self._breaker.record(error)
             raise StoreError(_why(error)) from error
+        except PageError:
+            self._breaker.record(None)
+            raise
         self._breaker.record(None)
 
     def ping(self) -> None:

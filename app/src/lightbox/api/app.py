@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None, store: CaseStore | None = None)
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.line = Line(settings.concurrency, settings.queue)
-        await anyio.to_thread.run_sync(service.load)
+        await anyio.to_thread.run_sync(service.begin)
         yield
         service.store.close()
 
@@ -72,6 +72,7 @@ def create_app(settings: Settings | None = None, store: CaseStore | None = None)
         redoc_url=None,
     )
     app.state.service = service
+    app.state.prepare = service.prepare
     app.include_router(v1.router)
     app.include_router(legacy.router)
     app.add_exception_handler(RefusalError, refused)

@@ -62,6 +62,7 @@ class Settings:
     max_pixels: int = MAX_PIXELS
     concurrency: int = 2
     queue: int = 16
+    threads: int = 1
     image_side: int = IMAGE_SIDE
 
     @classmethod
@@ -77,6 +78,7 @@ class Settings:
             max_pixels=web.positive_int(environ, "LIGHTBOX_MAX_PIXELS", MAX_PIXELS),
             concurrency=web.positive_int(environ, "LIGHTBOX_CONCURRENCY", 2),
             queue=web.positive_int(environ, "LIGHTBOX_QUEUE", 16),
+            threads=web.positive_int(environ, "LIGHTBOX_THREADS", 1),
             image_side=web.positive_int(environ, "LIGHTBOX_IMAGE_SIDE", IMAGE_SIDE),
         )
 
@@ -113,10 +115,26 @@ class Service:
         self.logger = web.get_logger("api")
         self._tested = (float("-inf"), False, "")
 
+    def prepare(self) -> None:
+        """Load the bundle in gunicorn's master, whose workers then share its memory.
+
+        An engine with threads of its own does not survive a fork: then each worker loads the bundle itself.
+        """
+        self.engine = None
+        if self.settings.threads == 1:
+            self.load()
+
+    def begin(self) -> None:
+        """Load the bundle unless the master did, and tell which it is."""
+        if self.engine is None:
+            self.load()
+        if self.engine is not None:
+            self._announce(self.engine)
+
     def load(self) -> None:
         """Load the bundle; what stands in the way is logged and told by ``ready``, and the API runs without a model."""
         try:
-            engine = Engine(self.settings.bundle)
+            engine = Engine(self.settings.bundle, self.settings.threads)
             engine.self_test()
         except (BundleError, ServingError) as error:
             self.problem = str(error)
@@ -126,19 +144,22 @@ class Service:
             self.problem = f"the bundle cannot be loaded ({type(error).__name__})"
         else:
             self.engine = engine
-            contract = engine.contract
-            MODEL.labels(str(contract.get("name", "")), engine.version, str(engine.synthetic).lower()).set(1)
-            for label in engine.labels:
-                PREDICTIONS.labels(label, engine.version).inc(0)
-            for verdict in self.verdicts():
-                VERDICTS.labels(verdict, engine.version).inc(0)
-            UNFAMILIAR.labels(engine.version).inc(0)
             self.logger.info(
                 "model loaded", extra={"fields": {"version": engine.version, "sha256": engine.loaded_sha256}}
             )
             return
         web.ERRORS.labels("api", "load").inc()
         self.logger.error("no model", extra={"fields": {"reason": self.problem}})
+
+    def _announce(self, engine: Engine) -> None:
+        """Show the model in this worker's metrics, with every verdict it can give."""
+        name = str(engine.contract.get("name", ""))
+        MODEL.labels(name, engine.version, str(engine.synthetic).lower()).set(1)
+        for label in engine.labels:
+            PREDICTIONS.labels(label, engine.version).inc(0)
+        for verdict in self.verdicts():
+            VERDICTS.labels(verdict, engine.version).inc(0)
+        UNFAMILIAR.labels(engine.version).inc(0)
 
     def classify(self, content: bytes, filename: str, request_id: str) -> Outcome:
         """Score an image and store the case. A failed store costs a notice, not the verdict.

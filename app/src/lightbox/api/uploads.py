@@ -63,7 +63,7 @@ async def files(request: Request, field: str, most: int, largest: RefusalError) 
             raise RefusalError(400, "too_many", f"Too many files: send {count} in the form field '{field}'") from None
         raise malformed(field) from None
     # The parser passes on what its library raises on odd headers.
-    except (KeyError, ValueError, LookupError):
+    except (LookupError, ValueError):
         raise malformed(field) from None
     try:
         found = [file for file in form.getlist(field) if isinstance(file, UploadFile)]
