@@ -336,6 +336,20 @@ def test_a_reload_serves_the_new_model_and_fails_no_request(
     assert sum(float(count) for count in given_verdicts) == len(load.answers)
 
 
+@pytest.mark.parametrize(("threads", "loads"), [("1", 1), ("2", 2)])
+def test_the_master_loads_the_model_for_all_workers_unless_it_has_threads(
+    tmp_path: Path, redis_server: RedisServer, start: Start, threads: str, loads: int
+) -> None:
+    link = tmp_path / "current"
+    switch(link, write_bundle(tmp_path / "a"))
+    server = start("lightbox.api.app:app", {**environment(link, redis_server), "LIGHTBOX_THREADS": threads})
+    wait_for("both workers are there", lambda: server.log.read_text().count("Application startup complete") == 2)
+    assert server.log.read_text().count('"message": "model loaded"') == loads
+    assert send(httpx.Client(base_url=server.url), png(255)).json()["prediction"] == "Pneumonia"
+    server.reload()
+    wait_for("it is loaded anew", lambda: server.log.read_text().count('"message": "model loaded"') == 2 * loads)
+
+
 def test_a_connection_without_a_request_yet_survives_a_reload(
     bundle: Path, redis_server: RedisServer, start: Start
 ) -> None:

@@ -10,12 +10,14 @@ Arguments on the command line win over what is here. Environment:
 ``PROMETHEUS_MULTIPROC_DIR``     where workers keep their counters (default: a folder of its own under
                                  ``$RUNTIME_DIRECTORY``, else under the temporary directory)
 
-A HUP to the master starts new workers, which load the model that the bundle link then leads to; the old ones finish
-what they have begun. Code is loaded once, in the master, so that new workers answer at once: new code needs a restart.
+Code and model are loaded once, in the master, so that workers share their memory and answer as soon as they are there.
+A HUP makes the master load the model that the bundle link then leads to and replace the workers; the old ones finish
+what they have begun. New code needs a restart.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -51,6 +53,27 @@ Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).mkdir(mode=0o700, parents=True, exi
 # Counters of processes long gone; the application is not loaded yet, so none is in use.
 for _left in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("*.db"):
     _left.unlink(missing_ok=True)
+
+
+def _prepare(server: Any) -> None:
+    """Let the application do in the master what its workers can share."""
+    prepare = getattr(server.app.callable.state, "prepare", None)
+    if prepare is not None:
+        prepare()
+    # What is there now stays: the collector must not touch, and so copy, the pages that workers share.
+    gc.collect()
+    gc.freeze()
+
+
+def when_ready(server: Any) -> None:
+    """Prepare the first workers."""
+    _prepare(server)
+
+
+def on_reload(server: Any) -> None:
+    """Prepare the workers that take over."""
+    gc.unfreeze()
+    _prepare(server)
 
 
 def child_exit(server: Any, worker: Any) -> None:

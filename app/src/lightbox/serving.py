@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +110,8 @@ class Engine:
         loaded_sha256: file name -> SHA-256, computed from what was read at load.
     """
 
-    def __init__(self, bundle: Bundle | str | Path, threads: int | None = None) -> None:
-        """Load a bundle, or the one in a directory, with ``threads`` threads per image (``LIGHTBOX_THREADS``, or 1).
+    def __init__(self, bundle: Bundle | str | Path, threads: int = 1) -> None:
+        """Load a bundle, or the one in a directory; an image is predicted by ``threads`` threads.
 
         Raises:
             BundleError: the bundle is absent, incomplete, or its digests are not those of ``model.json``.
@@ -131,7 +130,6 @@ class Engine:
         self.contract = self.bundle.contract
         self.version = self.bundle.version
         self.labels = self.bundle.labels
-        threads = threads or int(os.environ.get("LIGHTBOX_THREADS", "1") or "1")
         self._session = self._open(directory / self.bundle.serving_file, threads)
         self._input = self._session.get_inputs()[0].name
         given = [output.name for output in self._session.get_outputs()]
