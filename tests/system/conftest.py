@@ -148,7 +148,10 @@ class System:
 
 
 class Visitors:
-    """People who upload an image each, look for a moment and upload the next, while something happens to the system."""
+    """People who upload an image each, look for a moment and upload the next, while something happens to the system.
+
+    They share one address, so together they stay below the five uploads a second that the proxy takes from one.
+    """
 
     def __init__(self, system: System, people: int = 1, pause: float = 1.2) -> None:
         self.system, self.image, self.pause = system, system.smoke(), pause

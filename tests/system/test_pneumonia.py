@@ -162,7 +162,7 @@ def test_a_killed_worker_of_pages_or_api_fails_no_visitor(system: System) -> Non
     """Nginx asks another worker of the UI, and the UI another of the API; the request's id makes it one case."""
     total = "curl -sS http://127.0.0.1:5000/v1/cases?size=1"
     before = json.loads(system.on("api", total))["total"]
-    with Visitors(system, people=3, pause=0.2) as visitors:
+    with Visitors(system, people=4, pause=0.8) as visitors:
         for host in ("ui", "api") * 4:
             system.on(host, f"pkill -KILL -o -P $(systemctl show -P MainPID lightbox-{host})")
             time.sleep(1)

@@ -85,7 +85,7 @@ def test_there_is_one_case_store(system: System) -> None:
 
 
 def test_a_stopped_api_service_fails_no_visitor(system: System) -> None:
-    with Visitors(system, people=4, pause=0.2) as visitors:
+    with Visitors(system, people=4, pause=0.8) as visitors:
         time.sleep(2)
         system.on("api2", "systemctl stop lightbox-api")
         stopped = time.monotonic()
@@ -98,7 +98,7 @@ def test_a_stopped_api_service_fails_no_visitor(system: System) -> None:
 
 
 def test_a_killed_api_service_fails_no_visitor(system: System) -> None:
-    with Visitors(system, people=4, pause=0.2) as visitors:
+    with Visitors(system, people=4, pause=0.8) as visitors:
         time.sleep(2)
         system.on("api2", "systemctl kill --signal=KILL --kill-whom=all lightbox-api")
         killed = time.monotonic()
@@ -111,7 +111,7 @@ def test_a_killed_api_service_fails_no_visitor(system: System) -> None:
 def test_a_stopped_api_host_fails_no_visitor(system: System) -> None:
     instance = system.instances()["api2"]["InstanceId"]
     ec2 = system.client("ec2")
-    with Visitors(system, people=4, pause=0.2) as visitors:
+    with Visitors(system, people=4, pause=0.8) as visitors:
         time.sleep(2)
         ec2.stop_instances(InstanceIds=[instance])
         stopped = time.monotonic()
