@@ -342,6 +342,7 @@ async def upload_predict(request: Request) -> Response:
         form = await form_of(request, pages)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(form.close)
+            name = getattr(form.get("file"), "filename", None)
             name, content = await uploaded(form, pages.settings.max_upload_bytes)
         prediction = await pages.api.predict(name, content, request.state.request_id)
     except ApiError as problem:

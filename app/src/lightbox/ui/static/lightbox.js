@@ -99,8 +99,9 @@
         if (card) {
           const confidence = card.querySelector("[data-confidence]");
           announce(`${file.name}: ${card.dataset.verdict}, ${confidence ? confidence.textContent : ""}`);
-        } else if (again) {
-          offerAgain(form, file, slot);
+        } else {
+          nameError(slot, file.name);
+          if (again) offerAgain(form, file, slot);
         }
         resolve(Boolean(card));
       };
@@ -136,6 +137,13 @@
       request.addEventListener("timeout", () => finish(localError(408, file.name), true));
       request.send(data);
     });
+  }
+
+  // A refusal of the whole request does not know which file it was.
+  function nameError(slot, name) {
+    const heading = slot.querySelector("[data-error] h2");
+    if (!heading || slot.querySelector(".name:not([hidden])")) return;
+    heading.after(Object.assign(document.createElement("p"), { className: "name", textContent: name }));
   }
 
   function offerAgain(form, file, slot) {
@@ -300,6 +308,13 @@
       context.moveTo(...from);
       context.lineTo(...to);
       context.stroke();
+    };
+    // A line without length is not drawn, so a touch begins with a dot.
+    const dot = ([x, y]) => {
+      context.fillStyle = "#fff";
+      context.beginPath();
+      context.arc(x, y, Number(pen.value) / 2, 0, 2 * Math.PI);
+      context.fill();
       canvas.dataset.drawn = "1";
     };
     canvas.addEventListener("pointerdown", (event) => {
@@ -307,7 +322,7 @@
       event.preventDefault();
       canvas.setPointerCapture(event.pointerId);
       lines.set(event.pointerId, at(event));
-      draw(at(event), at(event));
+      dot(at(event));
     });
     canvas.addEventListener("pointermove", (event) => {
       if (!lines.has(event.pointerId)) return;
