@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -204,10 +206,53 @@ def test_run_lengths_that_expand_without_end_are_cut() -> None:
     assert abs(grey(content)[0, 0] - 5) <= 1
 
 
-def test_a_header_of_millions_of_elements_is_refused() -> None:
+def implicit(*elements: bytes) -> bytes:
+    """Return the beginning of a DICOM file of implicit VR, and after it what is given."""
     whole = dicom(ramp(), uid.ImplicitVRLittleEndian)
-    content = whole[: whole.index(b"\x08\x00\x16\x00")] + b"\x09\x00\x10\x10\0\0\0\0" * 1_000_000
-    refused(content, "unreadable", "too many elements")
+    return whole[: whole.index(b"\x08\x00\x16\x00")] + b"".join(elements)
+
+
+def element(tag: bytes, value: bytes) -> bytes:
+    return tag + struct.pack("<I", len(value)) + value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        implicit(element(b"\x09\x00\x10\x10", b"") * 1_000_000),
+        implicit(b"\x08\x00\x40\x11\xff\xff\xff\xff", b"\xfe\xff\x00\xe0\0\0\0\0" * 1_000_000),
+        implicit(b"\x08\x00\x40\x11\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 500_000),
+        implicit(b"\x28\x00\x10\x30\xff\xff\xff\xff", b"\xfe\xff\x00\xe0\0\0\0\0" * 1_000_000),
+        implicit(element(b"\x08\x00\x05\x00", b"a\\" * 4_000_000)),
+        implicit(
+            b"\x08\x00\x40\x11\xff\xff\xff\xff",
+            element(b"\xfe\xff\x00\xe0", element(b"\x08\x00\x05\x00", b"a\\" * 4_000_000)),
+        ),
+        implicit(element(b"\x28\x00\x50\x10", b"1\\" * 4_000_000)),
+        b"\0" * 128 + b"DICM\x02\x00\x10\x00UN\0\0" + struct.pack("<I", 8_000_000) + b"1\\" * 4_000_000,
+        b"\0" * 128 + b"DICM" + b"\x02\x00\x99\x00UI\x00\x00" * 1_000_000,
+    ],
+)
+def test_a_header_made_to_keep_a_processor_busy_is_refused(content: bytes) -> None:
+    begun = time.process_time()
+    with pytest.raises(ImageError):
+        open_image(content)
+    assert time.process_time() - begun < 2
+
+
+def test_frames_of_millions_of_pieces_are_refused() -> None:
+    whole = dicom(ramp(dtype="u1", top=255), uid.JPEGBaseline8Bit, frames=[b"ab"])
+    start = whole[: whole.index(b"\xe0\x7f\x10\x00") + 12]
+    begun = time.process_time()
+    refused(start + b"\xfe\xff\x00\xe0\0\0\0\0" * 2_000_000, "unreadable")
+    assert time.process_time() - begun < 2
+
+
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    whole = encoded(Image.new("L", (3000, 3000)), "JPEG", progressive=True)
+    assert open_image(whole).size == (3000, 3000)
+    last = whole[whole.rindex(b"\xff\xc4") : -2]
+    refused(whole[:-2] + last * 200 + b"\xff\xd9", "unreadable", "too many steps")
 
 
 def test_nothing_of_the_header_is_told(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:

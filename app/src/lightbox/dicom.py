@@ -1,14 +1,15 @@
 """DICOM files: one grey or colour picture as a reader would see it, and nothing else of what is in the file.
 
-Only the elements that say how pixels are stored and shown are read (``TAGS``); names, dates and numbers of people are
-skipped over, and what pydicom says of a file goes nowhere. References are to the DICOM standard, parts 3 (PS3.3) and 5
-(PS3.5). Pixels become grey through a table of all stored values, so that no picture of floats is ever made.
+Only the elements that say how pixels are stored and shown are read (``KEYWORDS``); names, dates and numbers of people
+are skipped over, and what pydicom says of a file goes nowhere. References are to the DICOM standard, parts 3 (PS3.3)
+and 5 (PS3.5). Pixels become grey through a table of all stored values, so that no picture of floats is ever made.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -16,18 +17,21 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import config, encaps, uid
+from pydicom import config, encaps, filereader, uid
+from pydicom.datadict import tag_for_keyword
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 from pydicom.pixels.processing import apply_voi
 
 from lightbox.images import ImageError, check_size, decode
 
 config.settings.reading_validation_mode = config.IGNORE
+# No text is read here, and working out how a hostile file says that its text is written takes minutes.
+vars(filereader)["convert_encodings"] = lambda _: ["iso8859"]
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 logging.getLogger("pydicom").propagate = False
 warnings.filterwarnings("ignore", module="pydicom")
 
-TAGS = (
+KEYWORDS = (
     "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
     "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "WindowCenter",
     "WindowWidth", "VOILUTFunction", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence",
@@ -37,11 +41,19 @@ TAGS = (
 )  # fmt: skip
 UNCOMPRESSED = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit)
-# Reads that the header may take: ten times what the largest real headers need, so that one made of millions of empty
-# elements does not keep a processor busy.
-MOST_READS = 200_000
-# Bytes of a sequence of lookup tables; a table has 128 KiB at most.
-LARGEST_SEQUENCE = 1_000_000
+TAGS: list[int] = [tag for tag in map(tag_for_keyword, KEYWORDS) if tag is not None]
+PIXELS = 0x7FE00010
+CHARACTER_SET = 0x00080005
+UNDEFINED = 0xFFFFFFFF
+# Reads that the header may take: several times what the largest real headers need, so that one made of millions of
+# empty elements does not keep a processor busy.
+MOST_READS = 50_000
+# Bytes of tables, which have 128 KiB each at most, and of any other element that is read.
+LARGEST_TABLE, LARGEST_VALUE = 1_000_000, 4096
+TABLES = {
+    tag: LARGEST_TABLE for tag, name in zip(TAGS, KEYWORDS, strict=True) if name.endswith(("TableData", "Sequence"))
+}
+BOUNDS = dict.fromkeys((*TAGS, CHARACTER_SET), LARGEST_VALUE) | TABLES | {PIXELS: sys.maxsize}
 # Without a window the picture spans these percentiles of its values, so that a few odd pixels do not darken the rest.
 PERCENTILES = (0.5, 99.5)
 # Values that the percentiles are taken from.
@@ -51,16 +63,27 @@ Bytes = NDArray[np.uint8]
 
 
 class _Header(io.BytesIO):
-    """A file that can be read from so many times and no more."""
+    """A file for pydicom, which trusts lengths and counts: it can be read from so many times, and no value is large.
+
+    Until the first element after the file's meta information is seen, no single read may be large either.
+    """
 
     left = MOST_READS
+    largest = LARGEST_VALUE
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next bytes."""
         self.left -= 1
-        if self.left < 0:
-            raise ImageError("unreadable", "The DICOM file has too many elements. Export the image again, alone.")
+        if self.left < 0 or (size or 0) > self.largest:
+            raise ImageError("unreadable", "The DICOM file's header is too large. Export the image again, alone.")
         return super().read(size)
+
+    def examine(self, tag: int, _: str | None, length: int) -> bool:
+        """Refuse an element whose value is too large for what it is; never stop reading."""
+        self.largest = sys.maxsize
+        if length > BOUNDS.get(tag, sys.maxsize) and not (tag in TABLES and length == UNDEFINED):
+            raise ImageError("unreadable", "The DICOM file's header is too large. Export the image again, alone.")
+        return False
 
 
 def is_dicom(content: bytes) -> bool:
@@ -99,14 +122,12 @@ def open_dicom(content: bytes, max_pixels: int, enough: int | None = None) -> Im
     # Inflating has no bound in pydicom.
     if uid.DeflatedExplicitVRLittleEndian.encode() in content:
         raise unsupported("is compressed as a whole (Deflated)")
-    data = pydicom.dcmread(_Header(content), force=True, specific_tags=list(TAGS))
+    header = _Header(content)
+    data = filereader.read_partial(header, header.examine, force=True, specific_tags=list(TAGS))
     if "PixelData" not in data or not data.get("Rows") or not data.get("Columns"):
         raise ImageError("unsupported", "The DICOM file holds no image. Choose the file of an image of the study.")
     rows, columns, samples = int(data.Rows), int(data.Columns), int(data.get("SamplesPerPixel") or 1)
     check_size(columns, rows, max_pixels)
-    for name in ("ModalityLUTSequence", "VOILUTSequence"):
-        if name in data and len(getattr(data.get_item(name), "value", None) or b"") > LARGEST_SEQUENCE:
-            raise unsupported("has lookup tables of an unusual size")
     colours = str(data.get("PhotometricInterpretation") or "MONOCHROME2").strip()
     syntax = data.file_meta.get("TransferSyntaxUID") if hasattr(data, "file_meta") else None
     if syntax in JPEG:
@@ -141,7 +162,9 @@ def _frames(data: Any) -> tuple[int, int]:
 def _frame(data: Any) -> bytes:
     """Return the compressed middle frame."""
     count, middle = _frames(data)
-    return encaps.get_frame(_Header(data.PixelData), middle, number_of_frames=count)
+    frames = _Header(data.PixelData)
+    frames.largest = sys.maxsize
+    return encaps.get_frame(frames, middle, number_of_frames=count)
 
 
 def _depth(data: Any) -> np.dtype[Any]:

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 # Largest picture that is decoded, in pixels: more than the largest detectors give, 150 MB as RGB.
 MAX_PIXELS = 50_000_000
+# Scans of a JPEG. Progressive ones have about ten; each takes time for the whole picture, however few bytes it has.
+MOST_SCANS = 32
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 # Pillow warns of odd metadata and of pictures over a limit of its own; ours is checked here.
@@ -96,6 +98,8 @@ def decode(content: bytes, form: str, max_pixels: int, enough: int | None = None
             with Image.open(io.BytesIO(content), formats=(form,)) as opened:
                 check_size(*opened.size, max_pixels)
                 opened.verify()
+        elif content.count(b"\xff\xda") > MOST_SCANS:
+            raise ImageError("unreadable", "The JPEG image is stored in too many steps. Export it again.")
         with Image.open(io.BytesIO(content), formats=(form,)) as opened:
             check_size(*opened.size, max_pixels)
             if enough:
