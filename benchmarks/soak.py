@@ -1,10 +1,10 @@
-"""Load a running system for minutes while its workers are killed: ``make bench-soak``, or ``python benchmarks/soak.py``.
+"""Load a running system while its workers are killed: ``make bench-soak``, or ``python benchmarks/soak.py --help``.
 
-Finds the system in the lab, measures briefly how many requests a second it takes, then sends 80 % of that through Nginx
-over TLS (nine uploads for one look at the results), kills a random gunicorn worker of the pages or of the API every few
-seconds, releases a copy of the live model in the middle, and samples the memory of the services. A failed request that was
-under way at the moment of a kill is told apart from any other; only others fail the run. The proxy's limit per client is
-lifted for this machine meanwhile; it, the model and the cases are put back at the end.
+Finds the system in the lab, measures briefly how many requests a second it takes, then sends 80 % of that through
+Nginx over TLS (nine uploads for one look at the results), kills a random gunicorn worker of the pages or of the API
+every few seconds, releases a copy of the live model in the middle, and samples the memory of the services. A failed
+request that was under way at the moment of a kill is told apart from any other; only others fail the run. The proxy's
+limit per client is lifted for this machine meanwhile; it, the model and the cases are put back at the end.
 
 Traffic goes to addresses of the lab on this machine and nowhere else, and ends by itself.
 """
@@ -123,7 +123,7 @@ class System:
 
     def client(self, service: str) -> Any:
         """Return a boto3 client of the lab's API."""
-        return boto3.client(service, **self._aws)  # type: ignore[call-overload]
+        return boto3.client(service, **self._aws)
 
     def _hosts(self) -> dict[str, dict[str, str]]:
         try:
@@ -360,7 +360,8 @@ def summary(system: System, record: Record, stored: int, rates: tuple[float, flo
         answer for answer in failed if any(answer.begun - 0.1 <= moment <= answer.ended for moment, _ in record.kills)
     ]
     others = Counter(answer.kind for answer in failed if answer not in on_killed)
-    milliseconds = sorted(1000 * (answer.ended - answer.begun + answer.late) for answer in record.answers)
+    milliseconds = sorted(1000 * (answer.ended - answer.begun) for answer in record.answers)
+    late = sorted(answer.late for answer in record.answers)
     good_uploads = sum(answer.upload for answer in record.answers if answer.kind == "ok")
     uploads = sum(answer.upload for answer in record.answers)
     memory = {
@@ -384,7 +385,8 @@ def summary(system: System, record: Record, stored: int, rates: tuple[float, flo
         "requests": len(record.answers),
         "p50_ms": round(milliseconds[len(milliseconds) // 2], 1),
         "p99_ms": round(milliseconds[int(len(milliseconds) * 0.99)], 1),
-        "kills": {host: count for host, count in sorted(Counter(host for _, host in record.kills).items())},
+        "late_p99_s": round(late[int(len(late) * 0.99)], 2),
+        "kills": dict(sorted(Counter(host for _, host in record.kills).items())),
         "failed_on_killed_connections": len(on_killed),
         "failed_otherwise": sum(others.values()),
         "failures_by_kind": dict(Counter(answer.kind for answer in failed)),
@@ -405,7 +407,8 @@ def table(found: dict[str, Any]) -> str:
         ("address", f"{found['url']} ({found['api_hosts']} API host{'s' if found['api_hosts'] > 1 else ''})"),
         ("capacity", f"{found['capacity_rps']} requests/s with {CLIENTS} clients"),
         ("load", f"{found['rate_rps']} requests/s for {found['seconds']} s: {found['requests']} requests"),
-        ("latency", f"p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms, from the moment each was due"),
+        ("latency", f"p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms"
+         + (f"; sent up to {found['late_p99_s']} s late: above capacity" if found["late_p99_s"] > 1 else "")),
         ("workers killed", kills),
         ("failures", kinds),
         ("  on a killed worker's connection", str(found["failed_on_killed_connections"])),
@@ -429,7 +432,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
     """Run it; the system is left as it was found."""
     system = System(options.system, options.url)
     image, mark = system.smoke(), f"soak-{uuid.uuid4().hex[:8]}"
-    record, stop, chance = Record(), threading.Event(), random.Random(options.seed)
+    record, stop, chance = Record(), threading.Event(), random.Random(options.seed)  # noqa: S311
     copy = ""
     seconds = options.minutes * 60
     say(f"{system.url}: the limit on uploads is lifted for this machine")
@@ -477,9 +480,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--url", default="", help="its address (default: found in the lab)")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10; at most 60)")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second (default: 80 %% of what it takes)")
-    parser.add_argument(
-        "--kill-every", type=float, default=15.0, help="seconds between kills, on average (default: 15)"
-    )
+    parser.add_argument("--kill-every", type=float, default=15.0, help="seconds from kill to kill, about (default: 15)")
     parser.add_argument("--no-release", dest="release", action="store_false", help="release nothing in the middle")
     parser.add_argument("--keep-cases", action="store_true", help="leave the cases of the run in the store")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of victims (default: 1)")
