@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -421,6 +422,24 @@ def test_large_files_over_a_real_connection(server: Gunicorn, redis_server: Redi
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
         is_error(client.post("/predict", content=endless(), headers=headers), 413, "larger than 20 MB")
         assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("line", [b"X-Long: " + b"x" * 4096, b"X-Many: x\r\n"])
+def test_a_header_without_end_is_cut(server: Gunicorn, line: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        answer = b""
+        with contextlib.suppress(OSError):
+            for _ in range(20_000):
+                connection.sendall(line)
+            raise AssertionError("everything was taken")
+        with contextlib.suppress(OSError):
+            answer = connection.recv(4096)
+    assert answer == b"" or b" 400 " in answer
+    with httpx.Client(base_url=server.url) as client:
+        headers = {"X-Longish": "x" * 20_000}
+        # The count begins anew with every request of a connection.
+        assert [client.get("/health", headers=headers).status_code for _ in range(6)] == [200] * 6
 
 
 def test_who_goes_away_while_sending_is_no_failure(server: Gunicorn) -> None:
