@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab train rollback verify status logs destroy down test lint bench-serving bench-soak picture locks clean
+.PHONY: help up lab train rollback verify status logs destroy down test lint bench-serving bench-engines bench-soak picture locks clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ lint: $(VENV)/ready-dev ## Run every linter and type checker
 
 bench-serving: .venv-bench/ready .cache/bench-packages ## Measure the API beside Flask + Keras, a framework and the bare engine; OUT=FILE
 	.venv-bench/bin/python benchmarks/serving.py $(if $(OUT),--out $(abspath $(OUT)))
+
+bench-engines: .venv-bench/ready ## Measure inference engines beside Keras; OUT=FILE
+	.venv-bench/bin/python benchmarks/engines.py $(if $(OUT),--out $(abspath $(OUT)))
 
 bench-soak: $(VENV)/ready ## Load the running system for ten minutes, kill its workers, release in the middle; OUT=FILE
 	$(BIN)/python benchmarks/soak.py $(if $(OUT),--out $(abspath $(OUT)))
