@@ -326,9 +326,15 @@ def release_a_copy(system: System, record: Record) -> str:
     return copy
 
 
-def take_back(system: System, copy: str) -> None:
-    """Make the model before the copy live again and remove the copy from the artefact store."""
+def take_back(system: System, copy: str, before: str) -> None:
+    """Make the model before the copy live again and remove the copy from the artefact store.
+
+    Raises:
+        SoakError: another model is live afterwards.
+    """
     system.play("playbooks/rollback.yml")
+    if system.version() != before:
+        raise SoakError(f"the rollback of {copy} led to {system.version()}, not to {before}")
     s3 = system.client("s3")
     bucket = next(item["Name"] for item in s3.list_buckets()["Buckets"] if f"-{system.name}-" in item["Name"])
     for item in s3.list_objects_v2(Bucket=bucket, Prefix=f"models/{system.name}/{copy}/").get("Contents", []):
@@ -433,7 +439,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
     system = System(options.system, options.url)
     image, mark = system.smoke(), f"soak-{uuid.uuid4().hex[:8]}"
     record, stop, chance = Record(), threading.Event(), random.Random(options.seed)  # noqa: S311
-    copy = ""
+    copy, before = "", system.version()
     seconds = options.minutes * 60
     say(f"{system.url}: the limit on uploads is lifted for this machine")
     system.limit(lifted=True)
@@ -467,7 +473,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
         stop.set()
         say("model, limit and cases are put back")
         if copy:
-            take_back(system, copy)
+            take_back(system, copy, before)
         system.limit(lifted=False)
         if not options.keep_cases:
             system.cases(mark, remove=True)

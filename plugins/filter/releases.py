@@ -15,7 +15,9 @@ def releases_before(record: str, live: str, present: list[str]) -> list[str]:
     """
     history = [line.split()[-1] for line in record.splitlines() if line.strip()]
     before = history[: history.index(live)] if live in history else history
-    return [version for version in dict.fromkeys(before) if version in present and version != live]
+    # A version that was live more than once counts from the last time.
+    latest_first = dict.fromkeys(reversed(before))
+    return [version for version in reversed(latest_first) if version in present and version != live]
 
 
 class FilterModule:

@@ -124,6 +124,7 @@ def test_paths_that_are_wrong_are_named():
         ("released A\nreleased B\nreleased C", "C", ["A", "C"], ["A"]),
         ("released A\nreleased B\nrolled-back-to A", "A", ["A", "B"], []),
         ("released A\nreleased B\nrolled-back-to A\nreleased B", "B", ["A", "B"], ["A"]),
+        ("released A\nreleased B\nrolled-back-to A\nreleased C", "C", ["A", "B", "C"], ["B", "A"]),
     ],
 )
 def test_the_record_tells_what_was_live_before(events, live, present, before):
