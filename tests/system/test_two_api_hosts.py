@@ -126,7 +126,7 @@ def test_a_stopped_api_host_fails_no_visitor(system: System) -> None:
 def test_a_minute_of_kills_and_a_release_under_load(system: System, tmp_path: Path) -> None:
     version = system.model()["version"]
     done = subprocess.run(
-        [sys.executable, "benchmarks/soak.py", "--minutes", "1.2", "--kill-every", "6",
+        [sys.executable, "benchmarks/soak.py", "--minutes", "1", "--rate", "20", "--kill-every", "5",
          "--out", f"{tmp_path}/soak.json"],
         cwd=ROOT, env=system.environment, text=True, check=False, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
