@@ -8,7 +8,7 @@
   const explain = {
     0: "The server cannot be reached. Check the connection and try again.",
     408: "The server took too long to answer. Try again in a moment.",
-    413: "The file is too large.",
+    413: "The file is too large: the limit is named where files are chosen. Nothing was analyzed.",
     422: "Nothing is drawn yet. Draw something first.",
     429: "Too many requests at once. Wait a moment and try again.",
   };
