@@ -8,16 +8,21 @@ from typing import Any
 def releases_before(record: str, live: str, present: list[str]) -> list[str]:
     """Return the versions to which one may roll back, the latest last.
 
+    A release puts its version on top of those before it; a rollback takes away what was above the version it leads to.
+
     Args:
         record: lines of time, event and version, oldest first.
         live: the version that serves now.
         present: the versions that are still on the host.
     """
-    history = [line.split()[-1] for line in record.splitlines() if line.strip()]
-    before = history[: history.index(live)] if live in history else history
-    # A version that was live more than once counts from the last time.
-    latest_first = dict.fromkeys(reversed(before))
-    return [version for version in reversed(latest_first) if version in present and version != live]
+    stack: list[str] = []
+    for _, event, version in (line.split() for line in record.splitlines() if line.strip()):
+        if version in stack:
+            place = stack.index(version)
+            stack = stack[:place] if event == "rolled-back-to" else stack[:place] + stack[place + 1 :]
+        stack.append(version)
+    before = stack[: stack.index(live)] if live in stack else stack
+    return [version for version in before if version in present]
 
 
 class FilterModule:

@@ -124,7 +124,12 @@ def test_paths_that_are_wrong_are_named():
         ("released A\nreleased B\nreleased C", "C", ["A", "C"], ["A"]),
         ("released A\nreleased B\nrolled-back-to A", "A", ["A", "B"], []),
         ("released A\nreleased B\nrolled-back-to A\nreleased B", "B", ["A", "B"], ["A"]),
-        ("released A\nreleased B\nrolled-back-to A\nreleased C", "C", ["A", "B", "C"], ["B", "A"]),
+        ("released A\nreleased B\nrolled-back-to A\nreleased C", "C", ["A", "B", "C"], ["A"]),
+        ("released A\nreleased B\nreleased A", "A", ["A", "B"], ["B"]),
+        ("released A\nreleased B\nreleased A\nrolled-back-to B", "B", ["A", "B"], []),
+        ("released A\nreleased B\nreleased C\nrolled-back-to A", "A", ["A", "B", "C"], []),
+        ("released A", "B", ["A", "B"], ["A"]),
+        ("", "A", ["A"], []),
     ],
 )
 def test_the_record_tells_what_was_live_before(events, live, present, before):

@@ -17,11 +17,12 @@ def worse(contract: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Write two good bundles, one with a changed byte, a worse one, and one that remembers another prediction."""
+    """Write three good bundles, one with a changed byte, a worse one, and one that remembers another prediction."""
     root = Path(sys.argv[1])
     shutil.rmtree(root, ignore_errors=True)
     write_bundle(root / "20260101T000000Z-first000", "20260101T000000Z-first000")
     write_bundle(root / "20260102T000000Z-second00", "20260102T000000Z-second00", gain=10.0)
+    write_bundle(root / "20260107T000000Z-third000", "20260107T000000Z-third000", gain=11.0)
     broken = write_bundle(root / "20260103T000000Z-broken00", "20260103T000000Z-broken00")
     model = broken / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1] + b"?")

@@ -7,7 +7,7 @@ import json
 from testinfra.host import Host
 
 ROOT = "/var/lib/lightbox/model"
-FIRST, SECOND = "20260101T000000Z-first000", "20260102T000000Z-second00"
+FIRST, SECOND, THIRD = "20260101T000000Z-first000", "20260102T000000Z-second00", "20260107T000000Z-third000"
 URL = "http://127.0.0.1:5000"
 
 
@@ -27,12 +27,16 @@ def test_it_predicts_what_it_predicted_when_it_was_trained(host: Host) -> None:
 
 def test_the_record_has_every_event_and_no_refused_release(host: Host) -> None:
     lines = [line.split()[1:] for line in host.file(f"{ROOT}/releases.log").content_string.splitlines()]
-    assert lines == [["released", FIRST], ["released", SECOND], ["rolled-back-to", FIRST]]
+    assert lines == [
+        ["released", FIRST], ["released", SECOND], ["rolled-back-to", FIRST],
+        ["released", SECOND], ["released", FIRST], ["released", THIRD], ["rolled-back-to", FIRST],
+    ]  # fmt: skip
 
 
 def test_what_was_refused_left_nothing(host: Host) -> None:
     assert host.check_output(f"ls {ROOT}/incoming") == ""
-    assert sorted(host.check_output(f"ls {ROOT}/releases").split()) == [FIRST, SECOND]
+    # Two are kept: the live one and, at the last release, the one before it.
+    assert sorted(host.check_output(f"ls {ROOT}/releases").split()) == [FIRST, THIRD]
     assert sorted(host.check_output(f"ls {ROOT}").split()) == ["current", "incoming", "releases", "releases.log"]
 
 
