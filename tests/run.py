@@ -11,12 +11,15 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = ROOT / ".venv/bin"
 APP_BIN = ROOT / ".venv-app/bin"
 Command = list[str]
+# Stages whose commands stand by themselves, but for the first, and run as many at once as there are cores.
+ABREAST = frozenset({"molecule"})
 
 
 def as_root(command: Command) -> Command:
@@ -88,9 +91,25 @@ def selected(subset: str) -> dict[str, list[Command]]:
         command for command in everything["molecule"] if command[-1].split("_")[0] == subset or command[-1] == subset
     ]
     if commands:
-        return {subset: [everything["molecule"][0], *commands]}
+        return {"molecule": [everything["molecule"][0], *commands]}
     roles = sorted({name.split("_")[0] for name in scenarios()})
     sys.exit(f"'{subset}' is neither a stage ({', '.join(everything)}) nor a role with a scenario ({', '.join(roles)})")
+
+
+def run(stage: str, command: Command, environment: dict[str, str], aside: bool) -> tuple[str, bool, float]:
+    """Run one command; return its name, whether it passed, and its seconds. Aside, it prints when it has ended."""
+    shown = " ".join(command).replace(f"{ROOT}/", "")
+    name = f"{stage}: {shown}"
+    print(f"\n=== {name}{' has begun' if aside else ''}", flush=True)
+    started = time.monotonic()
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, check=False, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if aside else None, stderr=subprocess.STDOUT if aside else None,
+    )  # fmt: skip
+    if aside:
+        text = done.stdout.decode(errors="replace")
+        print(f"\n=== {name}\n{text if done.returncode else text[-3000:]}", flush=True)
+    return name, done.returncode == 0, time.monotonic() - started
 
 
 def main() -> int:
@@ -101,12 +120,11 @@ def main() -> int:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "ANSIBLE_FORCE_COLOR": "0", "PY_COLORS": "0"}
     results: list[tuple[str, bool, float]] = []
     for stage, commands in selected(options.subset).items():
-        for command in commands:
-            shown = " ".join(command).replace(f"{ROOT}/", "")
-            print(f"\n=== {stage}: {shown}", flush=True)
-            started = time.monotonic()
-            code = subprocess.run(command, cwd=ROOT, env=environment, check=False, stdin=subprocess.DEVNULL).returncode
-            results.append((f"{stage}: {shown}", code == 0, time.monotonic() - started))
+        first, rest = (commands[:1], commands[1:]) if stage in ABREAST and len(commands) > 2 else (commands, [])
+        for command in first:
+            results.append(run(stage, command, environment, aside=False))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            results += pool.map(lambda command, stage=stage: run(stage, command, environment, aside=True), rest)
     print("\n=== summary")
     for name, passed, seconds in results:
         print(f"{'ok  ' if passed else 'FAIL'} {seconds:7.1f} s  {name}")
