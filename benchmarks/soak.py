@@ -472,11 +472,11 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
     finally:
         stop.set()
         say("model, limit and cases are put back")
-        if copy:
-            take_back(system, copy, before)
         system.limit(lifted=False)
         if not options.keep_cases:
             system.cases(mark, remove=True)
+        if copy:
+            take_back(system, copy, before)
 
 
 def main(arguments: list[str] | None = None) -> int:
