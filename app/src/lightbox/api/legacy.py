@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-from datetime import datetime, timezone
 from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from lightbox import web
-from lightbox.api import schemas
+from lightbox.api import schemas, v1
 from lightbox.api.classify import admit, classify, service_of
 from lightbox.api.problems import RefusalError
 from lightbox.api.service import percent
@@ -29,11 +28,6 @@ def errors(**kinds: str) -> dict[int | str, dict[str, Any]]:
 router = APIRouter(tags=["original"], responses=errors(_500="A failure inside; the log has it."))
 
 
-def now() -> str:
-    """Return the time, in UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 def case_fields(case: Case) -> dict[str, Any]:
     """Return a case as these routes give it; ``image`` is the thumbnail, a JPEG in base64."""
     return {
@@ -48,22 +42,9 @@ def case_fields(case: Case) -> dict[str, Any]:
     }
 
 
-@router.get("/health", summary="Whether the process answers", response_model=schemas.Live)
-async def health() -> dict[str, str]:
-    """Say that the process answers; nothing else."""
-    return {"status": "healthy", "timestamp": now()}
-
-
-@router.get(
-    "/ready",
-    summary="Whether images can be classified",
-    response_model=schemas.Ready,
-    responses={503: {"model": schemas.Ready, "description": "A check failed."}},
-)
-async def ready(request: Request) -> Response:
-    """Say whether a prediction would be answered and stored, check by check."""
-    passed, report = await anyio.to_thread.run_sync(service_of(request).ready)
-    return JSONResponse(report, status_code=200 if passed else 503)
+# The same answers as under /v1, at their first addresses.
+router.get("/health", **v1.LIVE)(v1.live)
+router.get("/ready", **v1.READY)(v1.ready)
 
 
 @router.get(

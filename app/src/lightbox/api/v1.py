@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,7 +15,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from lightbox import heat, store
 from lightbox.api import schemas
 from lightbox.api.classify import admit, classify, no_model, service_of
-from lightbox.api.legacy import now
 from lightbox.api.problems import RefusalError, documented, problem
 from lightbox.api.service import LabelError, NoModelError, Outcome, percent
 from lightbox.api.uploads import content, files, form_of, megabytes, plain_name, too_large
@@ -109,19 +109,27 @@ def prediction_fields(outcome: Outcome, with_heat: bool) -> dict[str, Any]:
 # --- state ---
 
 
-@router.get("/health/live", tags=["state"], summary="Whether the process answers", response_model=schemas.Live)
+# How the two states are described, here and on the first version's routes.
+LIVE: dict[str, Any] = {"summary": "Whether the process answers", "response_model": schemas.Live}
+READY: dict[str, Any] = {
+    "summary": "Whether images can be classified",
+    "response_model": schemas.Ready,
+    "responses": {503: {"model": schemas.Ready, "description": "A check failed."}},
+}
+
+
+def now() -> str:
+    """Return the time, in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@router.get("/health/live", tags=["state"], **LIVE)
 async def live() -> dict[str, str]:
     """Say that the process answers; nothing else."""
     return {"status": "healthy", "timestamp": now()}
 
 
-@router.get(
-    "/health/ready",
-    tags=["state"],
-    summary="Whether images can be classified",
-    response_model=schemas.Ready,
-    responses={503: {"model": schemas.Ready, "description": "A check failed."}},
-)
+@router.get("/health/ready", tags=["state"], **READY)
 async def ready(request: Request) -> Response:
     """Say whether a prediction would be answered and stored, check by check."""
     passed, report = await anyio.to_thread.run_sync(service_of(request).ready)
