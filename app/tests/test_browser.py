@@ -356,7 +356,7 @@ def test_the_heat_map_is_as_strong_as_one_likes(page: Page, chests: list[bytes])
     expect(card).to_contain_text("where the image speaks for Pneumonia")
     # Both at one moment: the page may still be scrolling to the verdict.
     boxes = card.locator(".stack").evaluate(
-        "node => [...node.querySelectorAll('img')].map((image) => Object.values(image.getBoundingClientRect().toJSON()))"
+        "node => [...node.querySelectorAll('img')].map(image => Object.values(image.getBoundingClientRect().toJSON()))"
     )
     assert len(boxes) == 2 and boxes[0] == pytest.approx(boxes[1], abs=1)
     slider.focus()
