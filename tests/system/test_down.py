@@ -27,7 +27,8 @@ def test_destroy_and_down_leave_nothing(system: System) -> None:
     def listing(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
-    assert listing("podman", "ps", "-aq") == ""
+    names = listing("podman", "ps", "--all", "--format", "{{.Names}}").split()
+    assert [name for name in names if name.startswith("lb-")] == []
     assert "lb-" not in listing("ip", "netns", "list")
     assert "lb-" not in listing("ip", "link", "show")
     assert "lightbox" not in listing("nft", "list", "tables")
