@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from PIL import Image
 from lightbox import bundle, cnn, export, training
 from lightbox.architectures import ARCHITECTURES
 from lightbox.bundle import Bundle
-from lightbox.data import Manifest
+from lightbox.data import Manifest, pictures
 from lightbox.images import open_image
 from lightbox.serving import Engine
 
@@ -327,6 +328,21 @@ def test_a_link_that_is_a_directory_is_not_replaced(runs, cache, tmp_path, capsy
 
 
 # --- parts
+
+
+def test_the_smoke_image_is_right_and_close_to_uncertain(runs):
+    manifest = Manifest.load((runs / "latest").resolve().parent / "manifest.json")
+    samples = manifest.of("test")
+    labels = np.asarray([sample.label for sample in samples])
+    scores = np.where(labels == 1, 0.99, 0.01)
+    scores[0], scores[1], scores[2] = 1 - labels[0] * 0.81, abs(labels[1] - 0.3), abs(labels[2] - 0.19)
+    _, content = next(pictures(manifest, [samples[2]]))
+    with (
+        Image.open(io.BytesIO(content)) as wanted,
+        Image.open(io.BytesIO(cnn._smoke(manifest, scores, labels, 0.75))) as found,
+    ):
+        wanted.thumbnail((512, 512))
+        assert (np.asarray(found.convert("L")) == np.asarray(wanted.convert("L"))).all()
 
 
 def test_classes_count_alike_when_balanced():

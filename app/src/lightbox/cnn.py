@@ -391,10 +391,11 @@ def _sides(manifest: Manifest, pixels: Any) -> Sides:
     return Sides(pixels, rows, labels)
 
 
-def _smoke(manifest: Manifest, scores: Any, labels: Any) -> bytes:
-    """Return a PNG of the test image that is right but not certain: its score would show a small fault best."""
+def _smoke(manifest: Manifest, scores: Any, labels: Any, certain: float) -> bytes:
+    """Return a PNG of the test image that is right and just not uncertain: its score shows a small fault best."""
     right = (scores >= THRESHOLD) == labels
-    order = np.argsort(np.where(right, np.abs(np.abs(scores - THRESHOLD) - 0.3), 9))
+    confidence = np.maximum(scores, 1 - scores)
+    order = np.argsort(np.where(right, np.where(confidence >= certain, 0, 1), 2) + np.abs(confidence - certain - 0.05))
     _, content = next(data.pictures(manifest, [manifest.of("test")[int(order[0])]]))
     with Image.open(BytesIO(content)) as opened:
         image = opened.convert("RGB" if opened.mode not in ("L", "1") else "L")
@@ -460,7 +461,9 @@ def make_bundle(
     if system.grey:
         familiar["max_chroma"] = export.MAX_CHROMA
 
-    (unfinished / SMOKE_FILE).write_bytes(_smoke(manifest, scores["test"], sides.labels["test"]))
+    (unfinished / SMOKE_FILE).write_bytes(
+        _smoke(manifest, scores["test"], sides.labels["test"], settings.uncertain_below)
+    )
     history = [{key: value for key, value in entry.items() if key != "file"} for entry in state.history]
     (unfinished / "history.json").write_text(json.dumps(history, indent=1) + "\n")
     created = datetime.now(timezone.utc)
