@@ -65,6 +65,36 @@ def flow_rules(
     return rules
 
 
+def _rule_set(permissions: list[dict[str, Any]]) -> set[tuple[str, int, int, str, str]]:
+    """Return what permissions admit, as AWS describes them, one element per protocol, ports, source and reason."""
+    found = set()
+    for one in permissions:
+        ports = (str(one["ip_protocol"]), int(one.get("from_port", -1)), int(one.get("to_port", -1)))
+        for key, source in (
+            ("ip_ranges", "cidr_ip"),
+            ("ipv6_ranges", "cidr_ipv6"),
+            ("user_id_group_pairs", "group_id"),
+            ("prefix_list_ids", "prefix_list_id"),
+        ):
+            found |= {(*ports, str(item[source]), str(item.get("description") or "")) for item in one.get(key) or []}
+    return found
+
+
+def admits(permissions: list[dict[str, Any]], rules: list[dict[str, Any]]) -> bool:
+    """Return whether a security group admits what rules say and nothing else.
+
+    Args:
+        permissions: `ip_permissions` of the group, as amazon.aws.ec2_security_group_info gives them.
+        rules: as `flow_rules` gives them.
+    """
+    wanted = set()
+    for rule in rules:
+        sources = rule.get("cidr_ip", rule.get("group_id"))
+        for source in [sources] if isinstance(sources, str) else sources or []:
+            wanted |= {(rule["proto"], int(port), int(port), source, rule["rule_desc"]) for port in rule["ports"]}
+    return _rule_set(permissions) == wanted
+
+
 def known_ports(flows: list[dict[str, Any]], closed_ports: list[int]) -> list[int]:
     """Return every port that the system knows, sorted: those of the flows and those that must stay closed."""
     return sorted({port for flow in flows for port in flow["ports"]} | set(closed_ports))
@@ -106,6 +136,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Return the filters."""
         return {
+            "admits": admits,
             "check_flows": check_flows,
             "flow_matrix": flow_matrix,
             "flow_rules": flow_rules,

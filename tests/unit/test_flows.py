@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "plugins/filter"))
-from flows import check_flows, flow_matrix, flow_rules, known_ports
+from flows import admits, check_flows, flow_matrix, flow_rules, known_ports
 
 ROLES = ["proxy", "ui", "api", "monitor"]
 GROUPS = {role: f"sg-{role}" for role in ROLES}
@@ -114,3 +114,32 @@ def test_rules_and_matrix_agree(flows, source):
             for rule in rules
         )
         assert item["open"] == admitted
+
+
+def permissions(rules):
+    """Return rules as AWS describes them once they are there: a permission for each range of ports."""
+    found: dict[int, dict] = {}
+    for rule in rules:
+        for port in map(int, rule["ports"]):
+            empty = {"ip_ranges": [], "ipv6_ranges": [], "user_id_group_pairs": [], "prefix_list_ids": []}
+            one = found.setdefault(port, {"ip_protocol": "tcp", "from_port": port, "to_port": port, **empty})
+            if "group_id" in rule:
+                one["user_id_group_pairs"].append({"group_id": rule["group_id"], "description": rule["rule_desc"]})
+            else:
+                cidrs = [rule["cidr_ip"]] if isinstance(rule["cidr_ip"], str) else rule["cidr_ip"]
+                one["ip_ranges"] += [{"cidr_ip": cidr, "description": rule["rule_desc"]} for cidr in cidrs]
+    return list(found.values())
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_group_that_admits_the_flows_is_known_by_its_permissions(role):
+    rules = flow_rules(FLOWS, role, ROLES, ["203.0.113.0/24", "198.51.100.7/32"], GROUPS)
+    assert admits(permissions(rules), rules)
+    more = {"proto": "tcp", "ports": ["8080"], "rule_desc": "", "cidr_ip": "0.0.0.0/0"}
+    assert not admits(permissions([*rules, more]), rules)
+    for index in range(len(rules)):
+        assert not admits(permissions(rules[:index] + rules[index + 1 :]), rules)
+    wide = [{"ip_protocol": "-1", "ip_ranges": [{"cidr_ip": "0.0.0.0/0"}]}]
+    assert not admits(permissions(rules) + wide, rules)
+    sixth = [{"ip_protocol": "tcp", "from_port": 22, "to_port": 22, "ipv6_ranges": [{"cidr_ipv6": "::/0"}]}]
+    assert not admits(permissions(rules) + sixth, rules)

@@ -1,0 +1,61 @@
+"""Only instances that do not run as planned are asked for."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "plugins/filter"))
+from instances import to_settle
+
+PLANS = [
+    {"name": "api", "role": "api", "subnet": "app", "type": "t3.medium", "bucket": "read"},
+    {"name": "ui", "role": "ui", "subnet": "app", "type": "t3.micro"},
+]
+WANTED = {"subnets": {"app": "subnet-1"}, "groups": {"api": "sg-api", "ui": "sg-ui"}, "tags": {"System": "p"}}
+RUNNING = [
+    {
+        "state": {"name": "running"},
+        "instance_type": plan["type"],
+        "subnet_id": "subnet-1",
+        "security_groups": [{"group_id": f"sg-{plan['role']}"}],
+        "iam_instance_profile": {"arn": "arn:aws:iam::1:instance-profile/lightbox-p-api"} if "bucket" in plan else None,
+        "key_name": "lightbox-p",
+        "metadata_options": {"http_tokens": "required"},
+        "tags": {"Name": f"p-{plan['name']}", "System": "p", "Role": plan["role"]},
+    }
+    for plan in PLANS
+]
+
+
+def test_what_runs_as_planned_is_left_alone():
+    assert to_settle(PLANS, RUNNING, "p", WANTED) == []
+
+
+def test_what_does_not_exist_is_asked_for():
+    assert to_settle(PLANS, [], "p", WANTED) == PLANS
+    assert to_settle(PLANS, RUNNING[1:], "p", WANTED) == PLANS[:1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": {"name": "stopped"}},
+        {"instance_type": "t3.nano"},
+        {"subnet_id": "subnet-2"},
+        {"security_groups": []},
+        {"security_groups": [{"group_id": "sg-api"}, {"group_id": "sg-open"}]},
+        {"iam_instance_profile": None},
+        {"key_name": "other"},
+        {"metadata_options": {"http_tokens": "optional"}},
+        {"tags": {"Name": "p-api", "System": "p", "Role": "ui"}},
+        {"tags": {"Name": "p-api", "Role": "api"}},
+    ],
+)
+def test_every_difference_is_settled(change):
+    changed = copy.deepcopy(RUNNING)
+    changed[0].update(change)
+    assert to_settle(PLANS, changed, "p", WANTED) == PLANS[:1]
