@@ -15,7 +15,7 @@ def _as_planned(found: dict[str, Any], plan: dict[str, Any], system: str, wanted
         and profile == (f"lightbox-{system}-{plan['role']}" if "bucket" in plan else "")
         and found.get("key_name") == f"lightbox-{system}"
         and (found.get("metadata_options") or {}).get("http_tokens") == "required"
-        and wanted["tags"].items() <= found["tags"].items()
+        and all(found["tags"].get(key) == value for key, value in wanted["tags"].items())
         and found["tags"].get("Role") == plan["role"]
     )
 
