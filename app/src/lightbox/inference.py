@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 
 from lightbox.bundle import BundleError
 from lightbox.data import Manifest, pictures
-from lightbox.heat import pack
 from lightbox.images import ImageError, enough_for, open_image, thumbnail
 from lightbox.serving import Engine, ServingError
 from lightbox.store import Case, CaseStore, StoreError, identity
@@ -124,18 +123,11 @@ def score(engine: Engine, name: str, content: bytes | OSError, created: datetime
     return Case(
         id=identity("batch", engine.version, name, content),
         filename=PurePosixPath(name).name,
-        label=found.verdict.label,
-        confidence=found.verdict.confidence,
-        scores=found.scores,
         model_version=engine.version,
         source="batch",
         created=created,
         thumbnail=thumbnail(image),
-        probabilities=found.verdict.probabilities,
-        uncertain=found.verdict.uncertain,
-        unfamiliar=found.unfamiliar,
-        heat=pack(found.heat.values) if found.heat else b"",
-        heat_label=found.heat.label if found.heat else None,
+        **found.kept(),
     )
 
 

@@ -32,6 +32,7 @@ from lightbox.bundle import (
     file_digest,
     preprocess,
 )
+from lightbox.heat import pack
 from lightbox.images import ImageError, open_image
 
 SMOKE_TOLERANCE = 1e-3
@@ -67,6 +68,19 @@ class Assessment:
     scores: tuple[float, ...]
     heat: Heat | None = None
     unfamiliar: str | None = None
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a case keeps of it, by the names of `lightbox.store.Case`."""
+        return {
+            "label": self.verdict.label,
+            "confidence": self.verdict.confidence,
+            "scores": self.scores,
+            "probabilities": self.verdict.probabilities,
+            "uncertain": self.verdict.uncertain,
+            "unfamiliar": self.unfamiliar,
+            "heat": pack(self.heat.values) if self.heat else b"",
+            "heat_label": self.heat.label if self.heat else None,
+        }
 
 
 def chroma(image: Image.Image) -> float:

@@ -16,7 +16,6 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from lightbox import web
 from lightbox.bundle import BundleError
-from lightbox.heat import pack
 from lightbox.images import MAX_PIXELS, enough_for, open_image, shrink, thumbnail
 from lightbox.serving import Engine, ServingError
 from lightbox.store import UNCERTAIN, Case, CaseStore, Feedback, Query, StoreError, identity
@@ -181,18 +180,11 @@ class Service:
         case = Case(
             id=identity(request_id, filename, content),
             filename=filename,
-            label=found.verdict.label,
-            confidence=found.verdict.confidence,
-            scores=found.scores,
             model_version=engine.version,
             source="upload",
             created=datetime.now(timezone.utc),
             thumbnail=thumbnail(picture),
-            probabilities=found.verdict.probabilities,
-            uncertain=found.verdict.uncertain,
-            unfamiliar=found.unfamiliar,
-            heat=pack(found.heat.values) if found.heat else b"",
-            heat_label=found.heat.label if found.heat else None,
+            **found.kept(),
         )
         notice = None
         try:
