@@ -8,7 +8,7 @@ module: ec2_capacity
 short_description: Ask whether the account and the zone can start the instances of a plan
 description:
   - Compares the vCPUs that a plan needs with the account's service quotas and with what already runs, and checks that
-    the zone offers each instance type. Changes nothing.
+    the zone is one of the region and offers each instance type. Changes nothing.
 options:
   instance_types:
     description: Instance types of the instances still to be started, one entry per instance.
@@ -116,6 +116,14 @@ def offered_types(ec2: Any, zone: str, instance_types: set[str]) -> set[str]:
     }
 
 
+def zone_problem(zone: str, region: str, zones: list[str]) -> str | None:
+    """Return what is wrong with a zone of a region that has these zones, or None."""
+    if zone in zones:
+        return None
+    letters = ", ".join(sorted(name.removeprefix(region) for name in zones))
+    return f"{zone} is not a zone of the region; network.zone can be one of: {letters}"
+
+
 def assess(
     planned: list[str],
     running: list[str],
@@ -156,10 +164,13 @@ def main() -> None:
         supports_check_mode=True,
     )
     planned, zone = module.params["instance_types"], module.params["availability_zone"]
-    if not planned:
-        module.exit_json(changed=False, problems=[], demand={})
     try:
-        ec2, quotas = module.client("ec2"), module.client("service-quotas")
+        ec2 = module.client("ec2")
+        zones = [one["ZoneName"] for one in ec2.describe_availability_zones()["AvailabilityZones"]]
+        wrong = zone_problem(zone, module.region, zones)
+        if wrong or not planned:
+            module.exit_json(changed=False, problems=[wrong] if wrong else [], demand={})
+        quotas = module.client("service-quotas")
         running = running_types(ec2)
         vcpus = vcpus_of(ec2, {*planned, *running})
         known = {name for name in planned if name in vcpus}

@@ -49,6 +49,13 @@ def test_a_second_run_changes_nothing(system: System) -> None:
     assert set(changed(done.stdout).values()) == {0}, done.stdout[-8000:]
 
 
+def test_a_host_that_cannot_be_configured_ends_the_run(system: System) -> None:
+    done = system.play("site.yml", "--tags", "grafana,train", "--extra-vars", "grafana_admin_password=")
+    assert done.returncode != 0
+    assert "pneumonia-monitor could not be configured" in done.stdout, done.stdout[-8000:]
+    assert "PLAY [A model is trained]" not in done.stdout
+
+
 def test_training_again_trains_nothing(system: System) -> None:
     version = system.model()["version"]
     done = system.play("train.yml")

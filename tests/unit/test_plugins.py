@@ -47,6 +47,12 @@ def test_a_family_counts_against_its_quota(instance_type, code):
     assert capacity.quota_of(instance_type) == code
 
 
+def test_a_zone_elsewhere_is_told_with_those_that_are_there():
+    assert capacity.zone_problem("us-east-1b", "us-east-1", ["us-east-1a", "us-east-1b"]) is None
+    problem = capacity.zone_problem("us-east-1z", "us-east-1", ["us-east-1b", "us-east-1a"])
+    assert problem == "us-east-1z is not a zone of the region; network.zone can be one of: a, b"
+
+
 def test_a_plan_that_fits_has_no_problem():
     limits = {"L-1216C47A": 8, "L-DB2E81BA": 4}
     problems, demand = capacity.assess(
