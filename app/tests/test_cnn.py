@@ -401,6 +401,12 @@ def test_stages_train_the_head_first():
     assert len(training.stages(ARCHITECTURES["compact"], cnn.Settings())) == 1
 
 
+def test_a_network_without_weights_is_trained_as_a_whole():
+    job_settings = cnn.resolve({"architecture": "resnet50", "weights": "none", "epochs": 10})[1]
+    (stage,) = training.stages(ARCHITECTURES["resnet50"], job_settings)
+    assert (stage.begin, stage.end, stage.layers) == (0, 10, None)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_real_chests_are_learnt_in_ten_minutes(tmp_path):

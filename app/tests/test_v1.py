@@ -455,13 +455,13 @@ def test_who_finds_the_line_full_is_sent_away_at_once(
     bundle: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = create_app(Settings(bundle=bundle, concurrency=1, queue=2), store_of(redis_server))
-    classify, go = app.state.service.classify, threading.Event()
+    examine, go = app.state.service.examine, threading.Event()
 
     def slow(*arguments: Any) -> Any:
         assert go.wait(20)
-        return classify(*arguments)
+        return examine(*arguments)
 
-    monkeypatch.setattr(app.state.service, "classify", slow)
+    monkeypatch.setattr(app.state.service, "examine", slow)
 
     async def talk() -> None:
         async with (
@@ -486,6 +486,39 @@ def test_who_finds_the_line_full_is_sent_away_at_once(
             assert [answer.status_code for answer in await asyncio.gather(*first)] == [201] * 3
             assert (await ask()).status_code == 201
             assert "lightbox_waiting_requests 0.0" in (await client.get("/metrics")).text
+
+    asyncio.run(talk())
+
+
+def test_the_next_image_does_not_wait_for_the_store(
+    bundle: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(Settings(bundle=bundle, concurrency=1), store_of(redis_server))
+    examine, examined, keep, go = app.state.service.examine, [], app.state.service.keep, threading.Event()
+
+    def count(*arguments: Any) -> Any:
+        examined.append(arguments)
+        return examine(*arguments)
+
+    def hang(*arguments: Any) -> Any:
+        assert go.wait(20)
+        return keep(*arguments)
+
+    monkeypatch.setattr(app.state.service, "examine", count)
+    monkeypatch.setattr(app.state.service, "keep", hang)
+
+    async def talk() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        ):
+            files = [{"file": (f"{number}.png", png(200))} for number in range(3)]
+            asked = [asyncio.create_task(client.post("/v1/predictions", files=one)) for one in files]
+            async with asyncio.timeout(20):
+                while len(examined) < 3:
+                    await asyncio.sleep(0.01)
+            go.set()
+            assert [answer.status_code for answer in await asyncio.gather(*asked)] == [201] * 3
 
     asyncio.run(talk())
 

@@ -22,6 +22,8 @@ from lightbox.bundle import file_digest
 IMAGENET_BGR = (103.939, 116.779, 123.68)
 IMAGENET, NOTHING = "imagenet", "none"
 SCORE = "score"
+# Of batch normalisation that is trained. Epochs are short: the running figures must follow within one.
+MOMENTUM = 0.95
 
 
 class ArchitectureError(Exception):
@@ -61,8 +63,7 @@ def _conv(x: Any, filters: int, size: int, stride: int = 1, activate: bool = Tru
     x = layers.Conv2D(
         filters, size, strides=stride, padding="same", use_bias=False, kernel_initializer="he_normal"
     )(x)  # fmt: skip
-    # Epochs are short: the running figures must follow within one.
-    x = layers.BatchNormalization(momentum=0.95)(x)
+    x = layers.BatchNormalization(momentum=MOMENTUM)(x)
     return layers.ReLU()(x) if activate else x
 
 
@@ -103,12 +104,12 @@ def _head(base: Any, image: Any, x: Any, settings: Any, name: str) -> Any:
     import keras
     from keras import layers, regularizers
 
-    # Batch normalisation inside the base keeps the figures it was trained with.
-    x = base(x, training=False)
+    # Batch normalisation inside a pre-trained base keeps the figures it was trained with; without weights it has none.
+    x = base(x) if settings.weights == NOTHING else base(x, training=False)
     x = layers.GlobalAveragePooling2D()(x)
     for _ in range(2):
         x = layers.Dense(settings.dense, kernel_regularizer=regularizers.L2(settings.l2), use_bias=False)(x)
-        x = layers.BatchNormalization(momentum=0.95)(x)
+        x = layers.BatchNormalization(momentum=MOMENTUM)(x)
         x = layers.ReLU()(x)
         x = layers.Dropout(settings.dropout)(x)
     return keras.Model(image, layers.Dense(1, activation="sigmoid", name=SCORE, dtype="float32")(x), name=name)
@@ -156,6 +157,9 @@ def load_weights(base: Any, weights: str, sha256: str, published: Callable[..., 
         ArchitectureError: the weights cannot be had, are damaged, or are another network's.
     """
     if weights == NOTHING:
+        for layer in base.layers:
+            if hasattr(layer, "momentum"):
+                layer.momentum = MOMENTUM
         return
     if weights == IMAGENET:
         try:
@@ -233,6 +237,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "fine_tune_layers": 40,
                 "fine_tune_learning_rate": 1e-4,
                 "weights": IMAGENET,
+                "precision": "int8",
             },
         ),
         Architecture(

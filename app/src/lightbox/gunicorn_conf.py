@@ -77,9 +77,12 @@ def on_reload(server: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Forget the gauges of a worker that is gone; its counters stay in the sums."""
+    """Forget the gauges and the connections of a worker that is gone; its counters stay in the sums."""
     from prometheus_client import multiprocess
 
+    from lightbox.balance import TALLY
+
+    TALLY.leave(worker.age)
     multiprocess.mark_process_dead(worker.pid)
 
 

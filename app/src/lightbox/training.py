@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightbox import evaluation
-from lightbox.architectures import SCORE, Architecture
+from lightbox.architectures import NOTHING, SCORE, Architecture
 
 # Quiet by default: what people read in the journal is what this program says.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -76,8 +76,11 @@ class Stage:
 
 
 def stages(architecture: Architecture, settings: Any) -> list[Stage]:
-    """Return the stages: a pre-trained network first trains its head alone, then its upper layers too."""
-    if not architecture.pretrained or not settings.head_epochs:
+    """Return the stages: a pre-trained network first trains its head alone, then its upper layers too.
+
+    A network that starts without weights has nothing to keep: all of it is trained from the first epoch on.
+    """
+    if not architecture.pretrained or settings.weights == NOTHING or not settings.head_epochs:
         return [Stage(0, settings.epochs, settings.learning_rate, None)]
     first = min(settings.head_epochs, settings.epochs)
     head = Stage(0, first, settings.learning_rate, 0)

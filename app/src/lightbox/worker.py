@@ -6,12 +6,16 @@ import asyncio
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gunicorn.arbiter import Arbiter
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
+
+from lightbox.balance import Acceptor
 
 # Seconds between the end of accepting and the end of reading.
 LINGER = 0.5
@@ -61,30 +65,25 @@ class OneWrite:
             self._held.clear()
 
 
-class LingeringServer(Server):
-    """Stops accepting first, then waits for the requests of connections it has accepted, then stops."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop as uvicorn does, a moment later."""
-        for server in self.servers:
-            server.close()
-        logging.getLogger("uvicorn.error").info("No longer accepting connections")
-        # Every further answer says that the connection ends with it.
-        self.server_state.default_headers.append((b"connection", b"close"))
-        await asyncio.sleep(LINGER)
-        await super().shutdown(sockets=sockets)
-
-
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's fast protocol, which would keep the header of a request however long it gets."""
+    """uvicorn's fast protocol, which would keep the header of a request however long it gets.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    ``lost`` is called when the connection is no more.
+    """
+
+    def __init__(self, *args: Any, lost: Callable[[], None], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._lost = lost
         self._in_header, self._received = True, 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a conversation, with each answer in one write."""
         super().connection_made(OneWrite(transport))  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End it."""
+        super().connection_lost(exc)
+        self._lost()
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived; end the connection when its header does not end."""
@@ -105,19 +104,59 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
 
+class LingeringServer(Server):
+    """Shares connections with the other workers; stops accepting first, then waits for the requests of connections it
+    has accepted, then stops.
+    """
+
+    servers: list[Acceptor]  # type: ignore[assignment]
+
+    def __init__(self, config: Config, worker: int) -> None:
+        super().__init__(config)
+        self._worker = worker
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start as uvicorn does, but accept connections here."""
+        await super().startup(sockets=[])
+        state = self.server_state
+
+        def protocol() -> asyncio.Protocol:
+            return BoundedProtocol(
+                config=self.config, server_state=state, app_state=self.lifespan.state, lost=self._tell
+            )
+
+        self.servers = [
+            Acceptor(listener, protocol, state.connections.__len__, self._worker, ssl=self.config.ssl)
+            for listener in sockets or []
+        ]
+
+    def _tell(self) -> None:
+        for acceptor in self.servers:
+            acceptor.report()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop as uvicorn does, a moment later."""
+        for server in self.servers:
+            server.close()
+        logging.getLogger("uvicorn.error").info("No longer accepting connections")
+        # Every further answer says that the connection ends with it.
+        self.server_state.default_headers.append((b"connection", b"close"))
+        await asyncio.sleep(LINGER)
+        await super().shutdown(sockets=sockets)
+
+
 class GracefulWorker(UvicornWorker):
     """An ASGI worker that loses no request when it is replaced."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         "loop": "uvloop",
-        "http": BoundedProtocol,
         "access_log": False,
         "server_header": False,
     }
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        server = LingeringServer(config=self.config)
+        server = LingeringServer(self.config, self.age)
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:

@@ -11,7 +11,7 @@ Environment (besides that of :mod:`lightbox.gunicorn_conf`):
 ``LIGHTBOX_RETENTION_DAYS``       days a case is kept (default: until it is deleted)
 ``LIGHTBOX_MAX_UPLOAD_BYTES``     largest file accepted (default 20 MiB)
 ``LIGHTBOX_MAX_PIXELS``           largest picture decoded, in pixels (default 50 million)
-``LIGHTBOX_CONCURRENCY``          images decoded and scored at once by one worker (default 2)
+``LIGHTBOX_CONCURRENCY``          images decoded and scored at once by one worker (default 1)
 ``LIGHTBOX_QUEUE``                requests that may wait to be classified by one worker (default 16); more are sent away
 ``LIGHTBOX_THREADS``              threads of one prediction (default 1)
 ``LIGHTBOX_IMAGE_SIDE``           longest side of the picture that is kept of an upload, in pixels (default 512)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
+import anyio.to_thread
 from fastapi import Request
 
 from lightbox import web
@@ -55,13 +56,15 @@ async def admit(request: Request) -> None:
 async def classify(request: Request, name: str, content: bytes, admitted: bool = False) -> Outcome:
     """Classify one file when it is its turn; ``admitted`` as in :meth:`lightbox.api.line.Line.run`.
 
+    The next file's turn comes before the case is stored: Redis may take its time.
+
     Raises:
         RefusalError: there is no verdict; it says why.
     """
     service, request_id = service_of(request), request.state.request_id
     line: Line = request.app.state.line
     try:
-        return await line.run(partial(service.classify, content, name, request_id), admitted)
+        found = await line.run(partial(service.examine, content, name, request_id), admitted)
     except BusyError:
         raise busy() from None
     except NoModelError:
@@ -71,3 +74,4 @@ async def classify(request: Request, name: str, content: bytes, admitted: bool =
     except ServingError as error:
         service.logger.error("no verdict", extra={"fields": {"request_id": request_id, "reason": str(error)}})
         raise RefusalError(500, "model", "The model could not classify this image") from None
+    return await anyio.to_thread.run_sync(service.keep, found, request_id)

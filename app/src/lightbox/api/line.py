@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import anyio.to_thread
-from anyio import CapacityLimiter
 from prometheus_client import Gauge
 
 WAITING = Gauge("lightbox_waiting_requests", "Requests that wait to be classified.", multiprocess_mode="livesum")
@@ -21,10 +21,13 @@ class BusyError(Exception):
 
 
 class Line:
-    """Runs functions in threads, ``places`` at once; at most ``longest`` calls wait. For one event loop."""
+    """Runs functions in threads, ``places`` at once; at most ``longest`` calls wait. For one event loop.
+
+    A thread takes the next call itself: between two images it does not wait for the event loop.
+    """
 
     def __init__(self, places: int, longest: int) -> None:
-        self._limiter = CapacityLimiter(places)
+        self._threads = ThreadPoolExecutor(places, thread_name_prefix="line")
         self._places, self._longest, self._inside = places, longest, 0
 
     @property
@@ -47,7 +50,7 @@ class Line:
         self._inside += 1
         self._report()
         try:
-            return await anyio.to_thread.run_sync(function, limiter=self._limiter)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
         finally:
             self._inside -= 1
             self._report()

@@ -59,7 +59,7 @@ class Settings:
     bundle: Path
     max_upload_bytes: int = web.MAX_UPLOAD_BYTES
     max_pixels: int = MAX_PIXELS
-    concurrency: int = 2
+    concurrency: int = 1
     queue: int = 16
     threads: int = 1
     image_side: int = IMAGE_SIDE
@@ -75,7 +75,7 @@ class Settings:
             bundle=Path(environ.get("LIGHTBOX_BUNDLE", "/var/lib/lightbox/model/current")),
             max_upload_bytes=web.positive_int(environ, "LIGHTBOX_MAX_UPLOAD_BYTES", web.MAX_UPLOAD_BYTES),
             max_pixels=web.positive_int(environ, "LIGHTBOX_MAX_PIXELS", MAX_PIXELS),
-            concurrency=web.positive_int(environ, "LIGHTBOX_CONCURRENCY", 2),
+            concurrency=web.positive_int(environ, "LIGHTBOX_CONCURRENCY", 1),
             queue=web.positive_int(environ, "LIGHTBOX_QUEUE", 16),
             threads=web.positive_int(environ, "LIGHTBOX_THREADS", 1),
             image_side=web.positive_int(environ, "LIGHTBOX_IMAGE_SIDE", IMAGE_SIDE),
@@ -88,6 +88,15 @@ class NoModelError(Exception):
 
 class LabelError(ValueError):
     """The label is not one of the model's; the text names those."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A case of one image, by which engine, and the picture to look at, a JPEG file."""
+
+    case: Case
+    engine: Engine
+    picture: bytes
 
 
 @dataclass(frozen=True)
@@ -160,8 +169,8 @@ class Service:
             VERDICTS.labels(verdict, engine.version).inc(0)
         UNFAMILIAR.labels(engine.version).inc(0)
 
-    def classify(self, content: bytes, filename: str, request_id: str) -> Outcome:
-        """Score an image and store the case. A failed store costs a notice, not the verdict.
+    def examine(self, content: bytes, filename: str, request_id: str) -> Examined:
+        """Score an image and make its case, which is not stored yet.
 
         The case's id comes from the request's id and the file, so that a request sent twice is one case.
 
@@ -186,17 +195,21 @@ class Service:
             thumbnail=thumbnail(picture),
             **found.kept(),
         )
+        return Examined(case, engine, thumbnail(picture, self.settings.image_side, IMAGE_QUALITY))
+
+    def keep(self, found: Examined, request_id: str) -> Outcome:
+        """Store a case. A failed store costs a notice, not the verdict."""
         notice = None
         try:
-            self.store.add(case, thumbnail(picture, self.settings.image_side, IMAGE_QUALITY))
+            self.store.add(found.case, found.picture)
             STORE_UP.set(1)
         except StoreError as error:
             STORE_UP.set(0)
             web.ERRORS.labels("api", "store").inc()
             self.logger.error("case not stored", extra={"fields": {"request_id": request_id, "reason": str(error)}})
             notice = f"This case was not stored and will not appear in the results: {error}."
-        self._count(case, engine)
-        return Outcome(case, engine, notice)
+        self._count(found.case, found.engine)
+        return Outcome(found.case, found.engine, notice)
 
     def _enough(self, engine: Engine) -> int:
         """Return from how many pixels on pictures may be decoded smaller: for the model, and to be looked at."""
