@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 # Seconds that a worker leaves a connection to others.
-PATIENCE = 0.003
+PATIENCE = 0.02
 # Seconds until the next attempt when the process can open no more files.
 RETRY = 0.5
 # Workers are numbered on and on; two that live at once are never this far apart.

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 # Largest picture that is decoded, in pixels: more than the largest detectors give, 150 MB as RGB.
 MAX_PIXELS = 50_000_000
+# Longest side of the pictures in lists, in pixels.
+THUMBNAIL_SIDE = 224
 # Scans of a JPEG. Progressive ones have about ten; each takes time for the whole picture, however few bytes it has.
 MOST_SCANS = 32
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -150,7 +152,7 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.HAMMING, reducing_gap=1.0)
 
 
-def thumbnail(image: Image.Image, side: int = 224, quality: int = 82) -> bytes:
+def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE, quality: int = 82) -> bytes:
     """Return a JPEG of the picture, at most ``side`` pixels wide and high."""
     stream = io.BytesIO()
     shrink(image, side).save(stream, "JPEG", quality=quality)

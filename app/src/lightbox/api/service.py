@@ -16,7 +16,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from lightbox import web
 from lightbox.bundle import BundleError
-from lightbox.images import MAX_PIXELS, enough_for, open_image, shrink, thumbnail
+from lightbox.images import MAX_PIXELS, THUMBNAIL_SIDE, enough_for, open_image, shrink, thumbnail
 from lightbox.serving import Engine, ServingError
 from lightbox.store import UNCERTAIN, Case, CaseStore, Feedback, Query, StoreError, identity
 
@@ -92,7 +92,7 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class Examined:
-    """A case of one image, by which engine, and the picture to look at, a JPEG file."""
+    """A case of one image, by which engine, and the picture to look at, a JPEG file; empty where it is the thumbnail."""
 
     case: Case
     engine: Engine
@@ -186,16 +186,19 @@ class Service:
             image = open_image(content, self.settings.max_pixels, self._enough(engine))
             found = engine.assess(image)
         picture = shrink(image, self.settings.image_side)
+        # A picture no larger than a thumbnail is its own.
+        large = max(picture.size) > THUMBNAIL_SIDE
         case = Case(
             id=identity(request_id, filename, content),
             filename=filename,
             model_version=engine.version,
             source="upload",
             created=datetime.now(timezone.utc),
-            thumbnail=thumbnail(picture),
+            thumbnail=thumbnail(picture) if large else thumbnail(picture, quality=IMAGE_QUALITY),
             **found.kept(),
         )
-        return Examined(case, engine, thumbnail(picture, self.settings.image_side, IMAGE_QUALITY))
+        kept = thumbnail(picture, self.settings.image_side, IMAGE_QUALITY) if large else b""
+        return Examined(case, engine, kept)
 
     def keep(self, found: Examined, request_id: str) -> Outcome:
         """Store a case. A failed store costs a notice, not the verdict."""
