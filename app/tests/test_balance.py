@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from serving_kit import Gunicorn, Start, wait_for
 
-from lightbox.balance import SLOTS, Acceptor, Tally
+from lightbox.balance import SLOTS, Acceptor, Share, Tally
 
 
 def held(server: Gunicorn) -> list[int]:
@@ -91,6 +91,20 @@ def test_the_fewest_is_that_of_the_other_workers_that_accept() -> None:
     assert tally.fewest(but=3) == 5
 
 
+def test_a_share_is_large_when_another_worker_holds_fewer() -> None:
+    tally = Tally()
+    first, second = Share(1, tally), Share(2, tally)
+    first.take()
+    assert (first.large, second.large) == (True, False)
+    second.take()
+    assert (first.large, second.large) == (False, False)
+    first.drop()
+    assert (first.large, second.large) == (False, True)
+    first.leave()
+    first.drop()
+    assert not second.large
+
+
 def test_an_acceptor_that_is_closed_takes_nothing_more() -> None:
     async def connections() -> tuple[int, int | None]:
         tally, taken = Tally(), []
@@ -101,7 +115,7 @@ def test_an_acceptor_that_is_closed_takes_nothing_more() -> None:
 
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.setblocking(False)
-            acceptor = Acceptor(listener, Taken, taken.__len__, 1, tally)
+            acceptor = Acceptor(listener, Share(1, tally), Taken)
             with socket.create_connection(listener.getsockname()):
                 while not taken:
                     await asyncio.sleep(0.01)

@@ -8,14 +8,13 @@ moment only: a worker that hangs or was killed delays a connection, and keeps no
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import mmap
 import socket
 from collections.abc import Callable
 from typing import Any
 
 # Seconds that a worker leaves a connection to others.
-PATIENCE = 0.02
+PATIENCE = 0.03
 # Seconds until the next attempt when the process can open no more files.
 RETRY = 0.5
 # Workers are numbered on and on; two that live at once are never this far apart.
@@ -47,48 +46,66 @@ class Tally:
 TALLY = Tally()
 
 
+class Share:
+    """The connections of one worker."""
+
+    def __init__(self, worker: int, tally: Tally = TALLY) -> None:
+        self._worker, self._tally, self._held = worker, tally, 0
+        self._open = True
+        self._tell()
+
+    def take(self) -> None:
+        """Count a connection in."""
+        self._held += 1
+        self._tell()
+
+    def drop(self) -> None:
+        """Count one out."""
+        self._held -= 1
+        self._tell()
+
+    def leave(self) -> None:
+        """Be no longer counted upon."""
+        self._open = False
+        self._tally.leave(self._worker)
+
+    @property
+    def large(self) -> bool:
+        """Whether another worker holds fewer."""
+        fewest = self._tally.fewest(but=self._worker)
+        return fewest is not None and self._held > fewest
+
+    def _tell(self) -> None:
+        if self._open:
+            self._tally.tell(self._worker, self._held)
+
+
 class Acceptor:
     """Accepts the connections of one listening socket for one worker.
 
     Args:
         listener: a socket that listens and does not block.
+        share: the worker's, which has ``take`` called here; the protocol calls ``drop`` when a connection is lost.
         protocol: makes the protocol of a connection.
-        held: tells how many connections the worker holds, without those that are being taken over here.
-        worker: number of the worker.
-        tally: where workers tell how many they hold.
         options: of ``connect_accepted_socket``, such as ``ssl``.
     """
 
     def __init__(
-        self,
-        listener: socket.socket,
-        protocol: Callable[[], asyncio.Protocol],
-        held: Callable[[], int],
-        worker: int,
-        tally: Tally = TALLY,
-        **options: Any,
+        self, listener: socket.socket, share: Share, protocol: Callable[[], asyncio.Protocol], **options: Any
     ) -> None:
-        self._listener, self._protocol, self._held = listener, protocol, held
-        self._worker, self._tally, self._options = worker, tally, options
+        self._listener, self._share, self._protocol, self._options = listener, share, protocol, options
         self._loop = asyncio.get_running_loop()
         self._arriving: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._open = True
         self._watch()
 
-    def report(self) -> int:
-        """Tell the others how many connections the worker holds; return it."""
-        count = self._held() + len(self._arriving)
-        if self._open:
-            self._tally.tell(self._worker, count)
-        return count
-
     def close(self) -> None:
         """Accept no more; what has been accepted goes on."""
         if not self._open:
             return
         self._open = False
-        self._tally.leave(self._worker)
+        self._share.leave()
         if self._pause is None:
             self._loop.remove_reader(self._listener.fileno())
         else:
@@ -96,7 +113,6 @@ class Acceptor:
 
     def _watch(self) -> None:
         self._pause = None
-        self.report()
         self._loop.add_reader(self._listener.fileno(), self._knock)
 
     def _wait(self, seconds: float, then: Callable[[], None]) -> None:
@@ -106,8 +122,7 @@ class Acceptor:
 
     def _knock(self) -> None:
         """Take a connection, or leave it to others for now."""
-        fewest = self._tally.fewest(but=self._worker)
-        if fewest is not None and self.report() > fewest:
+        if self._share.large:
             self._wait(PATIENCE, self._late)
         else:
             self._accept()
@@ -125,17 +140,15 @@ class Acceptor:
         except OSError:
             self._wait(RETRY, self._watch)
             return
+        self._share.take()
         connection.setblocking(False)
         task = self._loop.create_task(self._welcome(connection))
         self._arriving.add(task)
-        task.add_done_callback(self._arrived)
-        self.report()
+        task.add_done_callback(self._arriving.discard)
 
     async def _welcome(self, connection: socket.socket) -> None:
-        # A client that is gone again is nobody's trouble.
-        with contextlib.suppress(OSError):
+        try:
             await self._loop.connect_accepted_socket(self._protocol, connection, **self._options)
-
-    def _arrived(self, task: asyncio.Task[None]) -> None:
-        self._arriving.discard(task)
-        self.report()
+        except OSError:
+            # The client is gone again.
+            self._share.drop()

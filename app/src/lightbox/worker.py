@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from lightbox.balance import Acceptor
+from lightbox.balance import Acceptor, Share
 
 # Seconds between the end of accepting and the end of reading.
 LINGER = 0.5
@@ -118,21 +118,17 @@ class LingeringServer(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as uvicorn does, but accept connections here."""
         await super().startup(sockets=[])
-        state = self.server_state
+        share = Share(self._worker)
 
         def protocol() -> asyncio.Protocol:
             return BoundedProtocol(
-                config=self.config, server_state=state, app_state=self.lifespan.state, lost=self._tell
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                lost=share.drop,
             )
 
-        self.servers = [
-            Acceptor(listener, protocol, state.connections.__len__, self._worker, ssl=self.config.ssl)
-            for listener in sockets or []
-        ]
-
-    def _tell(self) -> None:
-        for acceptor in self.servers:
-            acceptor.report()
+        self.servers = [Acceptor(listener, share, protocol, ssl=self.config.ssl) for listener in sockets or []]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop as uvicorn does, a moment later."""

@@ -92,7 +92,7 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class Examined:
-    """A case of one image, by which engine, and the picture to look at, a JPEG file; empty where it is the thumbnail."""
+    """A case of one image, by which engine, and the picture to look at, a JPEG; empty where the thumbnail is it."""
 
     case: Case
     engine: Engine
