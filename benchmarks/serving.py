@@ -44,6 +44,8 @@ CLIENTS = (1, 8, 16)
 COMPARED = 8
 WORKERS = 2
 WARM_SECONDS = 3.0
+# Between two loads: what the clients of the first left behind is computed by then, and their connections are closed.
+SETTLE_SECONDS = 1.0
 START_SECONDS = 180.0
 
 
@@ -94,6 +96,7 @@ def post(url: str, path: Path) -> dict[str, Any]:
 
 def drive(url: str, images: Path, clients: int, seconds: float) -> dict[str, float]:
     """Put load on a server with wrk; return requests, seconds, percentiles in milliseconds and failures."""
+    time.sleep(SETTLE_SECONDS)
     done = subprocess.run(
         ["wrk", "--threads", "1", "--connections", str(clients), "--duration", f"{seconds:.0f}s", "--timeout", "60s",
          "--script", str(HERE / "upload.lua"), f"{url}/predict"],

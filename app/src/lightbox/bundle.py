@@ -32,8 +32,6 @@ RESIZE = {
 }
 COLOR_MODES = {"grayscale": ("L", 1), "rgb": ("RGB", 3)}
 OUTPUTS = ("sigmoid", "softmax")
-# Largest difference between a score here and the one recorded at training: engines and processors round differently.
-SMOKE_TOLERANCE = 1e-3
 # Figures of which less is better; of all others more is.
 LOWER_IS_BETTER = ("loss", "brier", "ece")
 
