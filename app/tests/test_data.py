@@ -533,3 +533,12 @@ def test_kermanys_images_are_all_found_and_split(tmp_path):
     for name, total in (("NORMAL", 1341), ("PNEUMONIA", 3875)):
         assert counts["validation"][name] == pytest.approx(0.15 * total, rel=0.03)
     assert json.loads(json.dumps(counts)) == counts
+
+
+def test_the_kind_of_an_image_is_read_from_its_name() -> None:
+    kinds = [data.kind_of(name, data.CHEST_KIND) for name in (
+        "train/PNEUMONIA/person1_bacteria_2.jpeg", "x/person1000_virus_1681.jpeg", "NORMAL/IM-0115-0001.jpeg",
+        "virus_/IM-0115-0001.jpeg",
+    )]  # fmt: skip
+    assert kinds == ["bacteria", "virus", "", ""]
+    assert data.kind_of("person1_bacteria_2.jpeg", "") == ""

@@ -109,3 +109,66 @@ def test_reliability_counts_every_image_once() -> None:
     found = evaluation.reliability([0, 1, 1, 0], [0.05, 0.95, 0.55, 0.45])
     assert sum(one["images"] for one in found) == 4
     assert found[-1] == {"confidence": pytest.approx(0.95), "accuracy": 1.0, "images": 2}
+
+
+def test_average_precision_is_the_mean_of_the_precision_at_each_image_found() -> None:
+    # From the highest score on: found, not, found: precision 1 at the first, 2 of 3 at the second.
+    assert evaluation.figures([1, 0, 1], [0.9, 0.8, 0.7], 0.5)["auprc"] == pytest.approx((1 + 2 / 3) / 2)
+    assert evaluation.figures([0, 1], [0.1, 0.9], 0.5)["auprc"] == 1
+    assert evaluation.figures([1, 1], [0.1, 0.9], 0.5)["auprc"] is None
+
+
+@given(cases, st.lists(st.integers(0, 3), min_size=40, max_size=40))
+def test_an_image_that_weighs_two_counts_like_two_images(pairs, weights):
+    labels, scores = np.array([label for label, _ in pairs]), np.array([score for _, score in pairs]) / 20
+    times = np.array(weights[: labels.size])
+    if not times.sum():
+        return
+    drawn = evaluation._measure(labels.astype(bool), scores, 0.5, times[None].astype(float))
+    plain = evaluation.figures(np.repeat(labels, times), np.repeat(scores, times), 0.5)
+    for name, value in drawn.items():
+        assert plain[name] == (pytest.approx(value[0]) if np.isfinite(value[0]) else None), name
+
+
+def test_an_interval_holds_the_figure_and_narrows_with_more_images() -> None:
+    def found(count, patients=None):
+        rng = np.random.default_rng(1)
+        labels = rng.integers(0, 2, count)
+        scores = np.clip(rng.normal(0.4 + 0.2 * labels, 0.15), 0, 1)
+        groups = np.arange(count) if patients is None else np.arange(count) % patients
+        return evaluation.figures(labels, scores, 0.5, groups)
+
+    few, many = found(100), found(10000)
+    for name, (low, high) in many["intervals"].items():
+        assert low <= many[name] <= high
+        assert high - low < few["intervals"][name][1] - few["intervals"][name][0]
+    low, high = many["intervals"]["accuracy"]
+    # What the normal approximation says of a share.
+    assert high - low == pytest.approx(2 * 1.96 * (many["accuracy"] * (1 - many["accuracy"]) / 10000) ** 0.5, rel=0.1)
+    assert found(100) == few, "the same draws every time"
+
+
+def test_images_of_one_patient_are_no_more_than_one_observation() -> None:
+    rng = np.random.default_rng(1)
+    labels, scores = rng.integers(0, 2, 50), rng.random(50)
+
+    def width(groups, times):
+        low, high = evaluation.figures(np.repeat(labels, times), np.repeat(scores, times), 0.5, groups)["intervals"][
+            "accuracy"
+        ]
+        return high - low
+
+    alone = width(np.arange(50), 1)
+    assert width(np.repeat(np.arange(50), 8), 8) == pytest.approx(alone, rel=0.05)
+    assert width(np.arange(400), 8) < 0.6 * alone
+
+
+def test_subgroups_count_the_images_of_each_kind() -> None:
+    found = evaluation.subgroups(
+        ["virus", "", "virus", "bacteria"], [1, 0, 1, 1], [0.9, 0.1, 0.2, 0.8], 0.5, list("abcd")
+    )
+    assert {kind: (one["images"], one["accuracy"]) for kind, one in found.items()} == {
+        "bacteria": (1, 1),
+        "virus": (2, 0.5),
+    }
+    assert found["virus"]["intervals"]["accuracy"] == [0, 1]

@@ -62,6 +62,21 @@ def test_the_card_says_what_the_contract_says(contract: dict[str, Any]) -> None:
     assert "At 95% confidence 94% of 16 images." in text
 
 
+def test_figures_come_with_their_intervals_and_those_of_kinds_of_images(contract: dict[str, Any]) -> None:
+    test = contract["metrics"]["test"]
+    told = {**contract, "metrics": {"test": {
+        **test, "auprc": 0.987,
+        "intervals": {"accuracy": [0.871, 0.9349], "auroc": [0.91, 0.99], "f1": "odd", "ece": [1]},
+        "subgroups": {"virus": {"images": 7, "accuracy": 6 / 7, "intervals": {"accuracy": [0.5, 1.0]}}, "odd": 3},
+    }}}  # fmt: skip
+    text = page_of(told)
+    for words in ("87.1\u201393.5%", "0.910\u20130.990", "0.987", "Accuracy, virus", "85.7%",
+                  "50.0\u2013100.0%", "(7 images)", "when patients like these are drawn anew"):  # fmt: skip
+        assert words in text, words
+    assert "Accuracy, odd" not in text
+    assert "drawn anew" not in page_of(contract)
+
+
 def test_what_an_older_bundle_lacks_is_left_out(contract: dict[str, Any]) -> None:
     whole, older = page_of(contract), contract
     with an_api(lambda _: (200, json.dumps(older).encode())) as url, pages(url) as client:

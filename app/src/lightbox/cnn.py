@@ -62,6 +62,7 @@ class System:
         classes: name of the class in the data and what people are shown, in the order of the labels 0 and 1.
         positive: label that is the finding.
         patient: see `lightbox.data.patient_of`.
+        kind: see `lightbox.data.kind_of`.
         form: how people give an image.
         grey: whether an image in colour cannot be one of these.
     """
@@ -69,12 +70,15 @@ class System:
     classes: Mapping[str, str]
     positive: str
     patient: str
+    kind: str = ""
     form: str = "upload"
     grey: bool = True
 
 
 SYSTEMS = {
-    "pneumonia": System({"NORMAL": "Normal", "PNEUMONIA": "Pneumonia"}, "Pneumonia", data.CHEST_PATIENT),
+    "pneumonia": System(
+        {"NORMAL": "Normal", "PNEUMONIA": "Pneumonia"}, "Pneumonia", data.CHEST_PATIENT, data.CHEST_KIND
+    ),
 }
 
 
@@ -450,7 +454,12 @@ def make_bundle(
     scores = {"validation": training.predict(model, sides, "validation", architecture)}
     found = training.calibrate(model, sides.labels["validation"], scores["validation"], settings.threshold)
     scores = {split: training.predict(model, sides, split, architecture) for split in ("validation", "test")}
-    metrics = {split: evaluation.figures(sides.labels[split], values, THRESHOLD) for split, values in scores.items()}
+    metrics = {
+        split: _figures(manifest, split, sides.labels[split], values, system, settings.seed)
+        for split, values in scores.items()
+    }
+    test = evaluation.logits(scores["test"]) * found["temperature"] + found["shift"]
+    before = evaluation.calibration_error(sides.labels["test"], 1 / (1 + np.exp(-test)))
 
     progress(state="exporting", message="compiling the serving form")
     unfinished = directory / "bundle.unfinished"
@@ -504,6 +513,7 @@ def make_bundle(
             # What is left for a server to apply: nothing, for it is folded into the weights.
             "temperature": 1.0,
             "folded": {"temperature": found["temperature"], "shift": found["shift"]},
+            "ece": {"before": before, "after": metrics["test"]["ece"]},
         },
         "metrics": metrics,
         "limits": _limits(manifest, metrics["test"]),
@@ -636,6 +646,17 @@ def _uncertain(labels: Any, scores: Any, below: float) -> dict[str, Any]:
     }
 
 
+def _figures(manifest: Manifest, split: str, labels: Any, scores: Any, system: System, seed: int) -> dict[str, Any]:
+    """Return `metrics` of a split; images of a patient count as one draw of their intervals."""
+    samples = manifest.of(split)
+    patients = [sample.patient for sample in samples]
+    found = evaluation.figures(labels, scores, THRESHOLD, patients, seed)
+    kinds = [data.kind_of(sample.name, system.kind) for sample in samples]
+    if named := evaluation.subgroups(kinds, labels, scores, THRESHOLD, patients, seed):
+        found["subgroups"] = named
+    return found
+
+
 def _limits(manifest: Manifest, test: Mapping[str, Any]) -> list[str]:
     """Return what the model's figures do not say, in sentences for its card."""
     limits = ["The verdict supports a physician's decision. It is no diagnosis."]
@@ -677,9 +698,16 @@ def _describe(manifest: Manifest) -> None:
 
 def _summary(found: Bundle) -> str:
     test = found.contract["metrics"]["test"]
+
+    def figure(name: str) -> str:
+        if test[name] is None:
+            return "unknown"
+        low, high = test["intervals"][name]
+        return f"{test[name]:.4f} ({low:.3f} to {high:.3f})"
+
     return (
-        f"{found.version}: test accuracy {test['accuracy']:.4f}, sensitivity {test['sensitivity']:.4f}, "
-        f"specificity {test['specificity']:.4f}, AUROC {test['auroc']:.4f} on {test['images']} images; "
+        f"{found.version}: test accuracy {figure('accuracy')}, sensitivity {figure('sensitivity')}, "
+        f"specificity {figure('specificity')}, AUROC {figure('auroc')} on {test['images']} images; "
         f"validation accuracy {found.contract['metrics']['validation']['accuracy']:.4f}"
     )
 

@@ -136,6 +136,8 @@ class Manifest:
 # File names of Kermany, Zhang and Goldbaum (2018), and of the synthetic images: what is captured is the patient.
 # `NORMAL2-IM-0123` is another series than `IM-0123`: its numbers start anew.
 CHEST_PATIENT = r"(person\d+)_|((?:NORMAL\d-)?IM-\d+)(?:-|$)|(synthetic-p\d+)-"
+# What caused the pneumonia, in the same names.
+CHEST_KIND = r"_(bacteria|virus)_"
 
 
 def patient_of(name: str, pattern: str) -> str:
@@ -148,6 +150,17 @@ def patient_of(name: str, pattern: str) -> str:
     stem = PurePosixPath(name).stem
     found = re.match(pattern, stem) if pattern else None
     return next((group for group in found.groups() if group), stem) if found else f"={name}"
+
+
+def kind_of(name: str, pattern: str) -> str:
+    """Return what kind of image a file name says it is; empty when it does not tell.
+
+    Args:
+        name: path of the image; only the file's name counts.
+        pattern: regular expression, searched in the name; its first group is the kind.
+    """
+    found = re.search(pattern, PurePosixPath(name).stem) if pattern else None
+    return found[1] if found else ""
 
 
 def split_by_patient(samples: Iterable[Sample], seed: int, validation: float, test: float) -> list[Sample]:

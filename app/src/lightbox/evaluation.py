@@ -5,12 +5,17 @@ Labels are 0 and 1, scores are probabilities of 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 EPSILON = 1e-7
+# Draws of the bootstrap, and the share of them that lies in an interval.
+DRAWS, LEVEL = 1000, 0.95
+# Weights held at once.
+CELLS = 4_000_000
 
 Doubles = NDArray[np.float64]
 
@@ -27,26 +32,50 @@ def log_loss(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(np.mean(np.logaddexp(0, z) - y * z))
 
 
+def _areas(y: NDArray[np.bool_], p: Doubles, weights: Doubles) -> tuple[Doubles, Doubles]:
+    """Return AUROC and average precision for each row of weights, shape (draws, n); NaN when a class is absent."""
+    order = np.argsort(p, kind="stable")
+    _, starts = np.unique(p[order], return_index=True)
+    sorted_weights = weights[:, order]
+    # Images of the same score are one step.
+    ill = np.add.reduceat(sorted_weights * y[order], starts, axis=1)
+    well = np.add.reduceat(sorted_weights * ~y[order], starts, axis=1)
+    positives, negatives = ill.sum(axis=1), well.sum(axis=1)
+    below = np.cumsum(well, axis=1) - well
+    found, called = np.cumsum(ill[:, ::-1], axis=1), np.cumsum((ill + well)[:, ::-1], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        area = (ill * (below + well / 2)).sum(axis=1) / (positives * negatives)
+        precision = np.where(called > 0, found / called, 0.0)
+        average = np.where(negatives > 0, (ill[:, ::-1] * precision).sum(axis=1) / positives, np.nan)
+    return area, average
+
+
+def _calibration(y: NDArray[np.bool_], p: Doubles, weights: Doubles, bins: int = 10) -> Doubles:
+    """Return the expected calibration error for each row of weights, shape (draws, n)."""
+    confidence, right, index = _bins(y, p, bins)
+    gaps = [abs(weights[:, index == b] @ (right - confidence)[index == b]) for b in np.unique(index)]
+    return np.sum(gaps, axis=0) / weights.sum(axis=1)
+
+
+def _bins(y: NDArray[np.bool_], p: Doubles, bins: int) -> tuple[Doubles, NDArray[np.bool_], NDArray[np.int64]]:
+    """Return of each image the confidence of the predicted class, whether it is right, and the confidence's bin."""
+    confidence, right = np.where(p >= 0.5, p, 1 - p), (p >= 0.5) == y
+    return confidence, right, np.minimum((confidence * bins).astype(np.int64), bins - 1)
+
+
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Return the area under the receiver operating characteristic; ties count half. NaN when a class is absent.
 
     It equals the Mann-Whitney U statistic divided by the number of pairs.
     """
-    y = np.asarray(labels).astype(bool)
-    positives, negatives = int(y.sum()), int((~y).sum())
-    if not positives or not negatives:
-        return float("nan")
-    _, inverse, counts = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks = (last - (counts - 1) / 2)[inverse]
-    return float((ranks[y].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    return float(_areas(y, p, np.ones((1, y.size)))[0][0])
 
 
-def calibration_error(labels: ArrayLike, scores: ArrayLike, bins: int = 10) -> float:
+def calibration_error(labels: ArrayLike, scores: ArrayLike) -> float:
     """Return the expected calibration error over bins of equal width (Guo et al., 2017) of the predicted class."""
-    found = reliability(labels, scores, bins)
-    gaps = [abs(one["accuracy"] - one["confidence"]) * one["images"] for one in found]
-    return float(sum(gaps) / max(1, sum(one["images"] for one in found)))
+    y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    return float(_calibration(y, p, np.ones((1, y.size)))[0])
 
 
 def roc(labels: ArrayLike, scores: ArrayLike, points: int = 100) -> dict[str, list[float]]:
@@ -74,8 +103,7 @@ def roc(labels: ArrayLike, scores: ArrayLike, points: int = 100) -> dict[str, li
 def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = 10) -> list[dict[str, float]]:
     """Return, per bin of the confidence of the predicted class, its mean, the accuracy and the number of images."""
     y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
-    confidence, right = np.where(p >= 0.5, p, 1 - p), (p >= 0.5) == y
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    confidence, right, index = _bins(y, p, bins)
     return [
         {
             "confidence": float(confidence[index == b].mean()),
@@ -142,35 +170,110 @@ def threshold(labels: ArrayLike, scores: ArrayLike, rule: str) -> float:
     return float(edges[int(np.argmax(np.where(best, gaps, -1)))])
 
 
-def figures(labels: ArrayLike, scores: ArrayLike, limit: float) -> dict[str, Any]:
+def _measure(y: NDArray[np.bool_], p: Doubles, limit: float, weights: Doubles) -> dict[str, Doubles]:
+    """Return each figure for each row of weights, shape (draws, n); NaN where it is not defined."""
+    called = p >= limit
+    tn, fp, fn, tp = (weights @ part for part in (~called & ~y, called & ~y, ~called & y, called & y))
+    area, average = _areas(y, p, weights)
+    total, z = weights.sum(axis=1), logits(p)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "accuracy": (tp + tn) / total,
+            "sensitivity": tp / (tp + fn),
+            "specificity": tn / (tn + fp),
+            "precision": tp / (tp + fp),
+            "f1": 2 * tp / (2 * tp + fp + fn),
+            "auroc": area,
+            "auprc": average,
+            "loss": weights @ (np.logaddexp(0, z) - y * z) / total,
+            "brier": weights @ (p - y) ** 2 / total,
+            "ece": _calibration(y, p, weights),
+        }
+
+
+def _intervals(
+    measure: Callable[[Doubles], dict[str, Doubles]], groups: ArrayLike, seed: int
+) -> dict[str, list[float]]:
+    """Return the interval of each figure: the percentile bootstrap (Efron and Tibshirani, 1993) over groups.
+
+    Args:
+        measure: gives figures for each row of weights of the images, shape (draws, n).
+        groups: images of the same group, such as a patient's, are drawn together; shape (n,).
+        seed: of what is drawn.
+    """
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    count, rng = int(member.max()) + 1, np.random.default_rng(seed)
+    drawn: dict[str, list[Doubles]] = {}
+    rows = max(1, CELLS // member.size)
+    for begin in range(0, DRAWS, rows):
+        times = rng.multinomial(count, np.full(count, 1 / count), size=min(rows, DRAWS - begin))
+        for name, values in measure(times[:, member].astype(np.float64)).items():
+            drawn.setdefault(name, []).append(values)
+    found = {name: np.concatenate(parts) for name, parts in drawn.items()}
+    ends = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    # A draw may lack a class.
+    return {
+        name: [float(end) for end in np.nanquantile(values, ends)]
+        for name, values in found.items()
+        if np.isfinite(values).any()
+    }
+
+
+def figures(
+    labels: ArrayLike, scores: ArrayLike, limit: float, groups: ArrayLike | None = None, seed: int = 0
+) -> dict[str, Any]:
     """Return every figure of ``metrics`` in a bundle's contract.
 
     Args:
         labels: shape (n,).
         scores: shape (n,).
         limit: the threshold; the verdict is 1 from it on.
+        groups: what images belong together, such as a patient's, shape (n,); with it, ``intervals`` hold the bounds of
+            95 % of the figures when groups are drawn anew with replacement.
+        seed: of these draws.
     """
     y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
     called = p >= limit
-    tn, fp = int((~called & ~y).sum()), int((called & ~y).sum())
-    fn, tp = int((~called & y).sum()), int((called & y).sum())
-
-    def share(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
-    area = auroc(y, p)
+    found: dict[str, Any] = {"images": int(y.size)}
+    for name, values in _measure(y, p, limit, np.ones((1, y.size))).items():
+        found[name] = float(values[0]) if np.isfinite(values[0]) else None
+    if groups is not None:
+        found["intervals"] = _intervals(lambda weights: _measure(y, p, limit, weights), groups, seed)
     return {
-        "images": int(y.size),
-        "accuracy": share(tp + tn, y.size),
-        "sensitivity": share(tp, tp + fn),
-        "specificity": share(tn, tn + fp),
-        "precision": share(tp, tp + fp),
-        "f1": share(2 * tp, 2 * tp + fp + fn),
-        "auroc": area if np.isfinite(area) else None,
-        "loss": log_loss(y, p),
-        "brier": float(np.mean((p - y) ** 2)),
-        "ece": calibration_error(y, p),
+        **found,
         "roc": roc(y, p),
         "reliability": reliability(y, p),
-        "confusion_matrix": [[tn, fp], [fn, tp]],
+        "confusion_matrix": [
+            [int((~called & ~y).sum()), int((called & ~y).sum())],
+            [int((~called & y).sum()), int((called & y).sum())],
+        ],
     }
+
+
+def subgroups(
+    kinds: Sequence[str], labels: ArrayLike, scores: ArrayLike, limit: float, groups: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Return by kind of image how many there are, the share of right verdicts and its interval.
+
+    Args:
+        kinds: kind of each image; an image of the empty kind counts nowhere; length n.
+        labels: shape (n,).
+        scores: shape (n,).
+        limit: the threshold; the verdict is 1 from it on.
+        groups: what images belong together, as in :func:`figures`; length n.
+        seed: as in :func:`figures`.
+    """
+    right = (np.asarray(scores, dtype=np.float64) >= limit) == np.asarray(labels).astype(bool)
+    found = {}
+    for kind in sorted(set(kinds) - {""}):
+        rows = np.flatnonzero(np.asarray(kinds) == kind)
+
+        def accuracy(weights: Doubles, rows: NDArray[np.int64] = rows) -> dict[str, Doubles]:
+            return {"accuracy": weights @ right[rows] / weights.sum(axis=1)}
+
+        found[kind] = {
+            "images": int(rows.size),
+            "accuracy": float(right[rows].mean()),
+            "intervals": _intervals(accuracy, np.asarray(groups)[rows], seed),
+        }
+    return found

@@ -20,6 +20,7 @@ FIGURES = (
     ("precision", "Precision", "share of the images called a finding that have it"),
     ("f1", "F1", "harmonic mean of precision and sensitivity"),
     ("auroc", "AUROC", "chance that an image with the finding scores above one without"),
+    ("auprc", "AUPRC", "average precision, over all thresholds"),
     ("loss", "Log loss", "less is better"),
     ("brier", "Brier score", "mean squared error of the probability; less is better"),
     ("ece", "Calibration error", "expected gap between confidence and accuracy; less is better"),
@@ -39,10 +40,15 @@ class Counts:
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures per split: the splits' headings, and rows of name, meaning and values."""
+    """Figures per split: the splits' headings, and rows of name, meaning and values, each with its interval or none."""
 
     splits: Sequence[str]
-    rows: Sequence[tuple[str, str, Sequence[str]]]
+    rows: Sequence[tuple[str, str, Sequence[tuple[str, str]]]]
+
+    @property
+    def intervals(self) -> bool:
+        """Whether any interval is known."""
+        return any(interval for _, _, values in self.rows for _, interval in values)
 
 
 @dataclass(frozen=True)
@@ -124,21 +130,32 @@ def _counts(data: Mapping[str, Any]) -> Counts | None:
     return Counts(classes, rows)
 
 
+def _figure(name: str, figures: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a figure as it is shown, and the bounds of its interval where they are known."""
+    value = number(figures.get(name))
+    if value is None:
+        return NONE, ""
+    if name == "images":
+        return plain(int(value)), ""
+
+    def shown(one: float) -> str:
+        return f"{one * 100:.1f}%" if name in SHARES else f"{one:.3f}"
+
+    bounds = _part(figures, "intervals").get(name)
+    ends = [number(end) for end in bounds] if isinstance(bounds, list) else []
+    known = [shown(end) for end in ends if end is not None]
+    return shown(value), f"{known[0].rstrip('%')}\u2013{known[1]}" if len(known) == 2 else ""
+
+
 def _figures(metrics: Mapping[str, Any]) -> Figures | None:
     splits = [(heading, _part(metrics, split)) for split, heading in SPLITS if _part(metrics, split)]
-    rows = []
-    for name, heading, meaning in FIGURES:
-        values = []
-        for _, figures in splits:
-            value = number(figures.get(name))
-            if value is None:
-                values.append(NONE)
-            elif name == "images":
-                values.append(plain(int(value)))
-            else:
-                values.append(f"{value * 100:.1f}%" if name in SHARES else f"{value:.3f}")
-        if set(values) - {NONE}:
-            rows.append((heading, meaning, values))
+    rows = [(heading, meaning, [_figure(name, figures) for _, figures in splits]) for name, heading, meaning in FIGURES]
+    for kind in dict.fromkeys(str(kind) for _, figures in splits for kind in _part(figures, "subgroups")):
+        parts = [_part(_part(figures, "subgroups"), kind) for _, figures in splits]
+        counts = ", ".join(_figure("images", part)[0] for part in parts)
+        meaning = f"share of right verdicts on images named so ({counts} images)"
+        rows.append((f"Accuracy, {kind}", meaning, [_figure("accuracy", part) for part in parts]))
+    rows = [row for row in rows if {value for value, _ in row[2]} - {NONE}]
     return Figures([heading for heading, _ in splits], rows) if rows else None
 
 
@@ -219,6 +236,7 @@ def read_card(model: Model) -> Card:
             ("Method", calibration.get("method")),
             ("Temperature", calibration.get("temperature")),
             ("Folded into the weights", calibration.get("folded")),
+            ("Calibration error on test images", calibration.get("ece")),
         ),
         familiarity=_rows(
             ("Method", familiar.get("method")),
