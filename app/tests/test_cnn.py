@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightbox import bundle, cnn, export, training
+from lightbox import bundle, cnn, export, robustness, training
 from lightbox.architectures import ARCHITECTURES
 from lightbox.bundle import Bundle
 from lightbox.data import Manifest, pictures
@@ -135,6 +135,21 @@ def test_the_contract_says_everything(runs):
         assert tn + fp + fn + tp == figures["images"] == sum(contract["data"]["counts"][split].values())
         assert figures["accuracy"] == pytest.approx((tn + tp) / figures["images"])
         assert {"sensitivity", "specificity", "auroc", "brier", "ece", "loss", "f1"} <= set(figures)
+
+
+def test_the_contract_tells_how_sure_its_figures_are(runs):
+    contract = Bundle.load(runs / "latest").contract
+    test = contract["metrics"]["test"]
+    for name, (low, high) in test["intervals"].items():
+        assert low <= test[name] <= high, name
+    assert {"accuracy", "sensitivity", "specificity", "auroc", "auprc", "brier", "ece", "f1"} <= set(test["intervals"])
+    calibration = contract["calibration"]["ece"]
+    assert calibration["after"] == test["ece"] and calibration["before"] >= 0
+    rows = contract["robustness"]["perturbations"]
+    assert contract["robustness"]["images"] == test["images"]
+    assert {row["name"] for row in rows} == {one.name for one in robustness.PERTURBATIONS}
+    assert contract["robustness"]["worst"]["auroc"] == min(row["auroc"] for row in rows) == test["auroc_worst"]
+    assert all(0 <= contract["shortcuts"][name] <= 1 for name in ("covered_auroc", "files_auroc"))
 
 
 def test_the_contract_tells_where_the_model_ends(runs):

@@ -77,6 +77,31 @@ def test_figures_come_with_their_intervals_and_those_of_kinds_of_images(contract
     assert "drawn anew" not in page_of(contract)
 
 
+def test_the_card_shows_changed_images_and_shortcuts(contract: dict[str, Any]) -> None:
+    told = {
+        **contract,
+        "robustness": {"images": 519, "perturbations": [
+            {"words": "gamma 1.3", "auroc": 0.9512, "accuracy": 0.876, "sensitivity": None, "specificity": 1.0},
+            "odd", {},
+        ]},
+        "shortcuts": {"covered_auroc": 0.7939, "files_auroc": None},
+    }  # fmt: skip
+    text = page_of(told)
+    for words in (
+        "With images from elsewhere",
+        "(519)",
+        "Gamma 1.3",
+        "0.951",
+        "87.6%",
+        "100.0%",
+        "Shortcuts",
+        "0.7939",
+    ):
+        assert words in text, words
+    assert "files alone" not in text
+    assert "With images from elsewhere" not in page_of(contract)
+
+
 def test_what_an_older_bundle_lacks_is_left_out(contract: dict[str, Any]) -> None:
     whole, older = page_of(contract), contract
     with an_api(lambda _: (200, json.dumps(older).encode())) as url, pages(url) as client:

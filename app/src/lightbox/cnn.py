@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lightbox import architectures, bundle, data, evaluation, export, training
+from lightbox import architectures, bundle, data, evaluation, export, robustness, training
 from lightbox.architectures import ARCHITECTURES, Architecture, ArchitectureError
 from lightbox.bundle import KERAS_FILE, SCHEMA, Bundle, BundleError, file_digest
 from lightbox.data import SPLITS, DataError, Manifest, Shape
@@ -329,9 +329,10 @@ def say(line: str) -> None:
 
 
 def code_digest() -> str:
-    """Return the digest of the code that decides what a network learns."""
+    """Return the digest of the code that decides what a network learns and what its bundle says of it."""
     digest = hashlib.sha256()
-    parts = (architectures, training, evaluation, export, bundle.to_pixels, data.split_by_patient, data.patient_of)
+    modules = (architectures, training, evaluation, robustness, export)
+    parts = (*modules, bundle.to_pixels, data.split_by_patient, data.patient_of)
     for part in parts:
         digest.update(inspect.getsource(part).encode())
     return digest.hexdigest()
@@ -458,6 +459,8 @@ def make_bundle(
         split: _figures(manifest, split, sides.labels[split], values, system, settings.seed)
         for split, values in scores.items()
     }
+    robust, shortcuts = _robustness(model, sides, manifest, architecture, settings, progress)
+    metrics["test"]["auroc_worst"] = robust["worst"]["auroc"] if robust["worst"] else None
     test = evaluation.logits(scores["test"]) * found["temperature"] + found["shift"]
     before = evaluation.calibration_error(sides.labels["test"], 1 / (1 + np.exp(-test)))
 
@@ -516,6 +519,8 @@ def make_bundle(
             "ece": {"before": before, "after": metrics["test"]["ece"]},
         },
         "metrics": metrics,
+        "robustness": robust,
+        "shortcuts": shortcuts,
         "limits": _limits(manifest, metrics["test"]),
         "data": {
             "source": manifest.source,
@@ -655,6 +660,53 @@ def _figures(manifest: Manifest, split: str, labels: Any, scores: Any, system: S
     if named := evaluation.subgroups(kinds, labels, scores, THRESHOLD, patients, seed):
         found["subgroups"] = named
     return found
+
+
+def _robustness(
+    model: Any,
+    sides: Sides,
+    manifest: Manifest,
+    architecture: Architecture,
+    settings: Settings,
+    progress: Callable[..., None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return `robustness` and `shortcuts` of the contract, both of test images.
+
+    Args:
+        model: the network, calibrated.
+        sides: images of all splits.
+        manifest: the data.
+        architecture: which network.
+        settings: hyper-parameters.
+        progress: told what to write into the progress file.
+    """
+    rng = np.random.default_rng(settings.seed)
+
+    def some(count: int, most: int) -> Any:
+        return np.sort(rng.choice(count, min(count, most), replace=False))
+
+    def predict(pixels: Any) -> Any:
+        return training.predict(model, Sides(pixels, {"changed": np.arange(len(pixels))}, {}), "changed", architecture)
+
+    def report(done: int, total: int) -> None:
+        progress(message=f"changed images, {done} of {total}")
+
+    chosen = some(sides.rows["test"].size, robustness.MOST_IMAGES)
+    pixels, labels = sides.pixels[sides.rows["test"][chosen]], sides.labels["test"][chosen]
+    rows = robustness.table(predict, pixels, labels, THRESHOLD, settings.seed, report)
+    known = [row for row in rows if row["auroc"] is not None]
+    covered = evaluation.auroc(labels, predict(robustness.cover(pixels)))
+    train, test = manifest.of("train"), [manifest.of("test")[row] for row in chosen]
+    train = [train[row] for row in some(len(train), robustness.MOST_FILES)]
+    traits = [robustness.file_traits(content for _, content in data.pictures(manifest, side)) for side in (train, test)]
+    files = evaluation.auroc(labels, robustness.linear_scores(traits[0], [sample.label for sample in train], traits[1]))
+    return (
+        {"images": len(chosen), "perturbations": rows, "worst": min(known, key=lambda row: row["auroc"], default=None)},
+        {
+            "covered_auroc": covered if math.isfinite(covered) else None,
+            "files_auroc": files if math.isfinite(files) else None,
+        },
+    )
 
 
 def _limits(manifest: Manifest, test: Mapping[str, Any]) -> list[str]:

@@ -52,6 +52,15 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Robustness:
+    """Figures on changed images: headings, rows of how they were changed and values, and how many there were."""
+
+    headings: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    images: str
+
+
+@dataclass(frozen=True)
 class Card:
     """The sections of the model page; an empty one is not shown."""
 
@@ -63,6 +72,8 @@ class Card:
     confusion: charts.Matrix | None
     roc: charts.Curve | None
     reliability: charts.Curve | None
+    robustness: Robustness | None
+    shortcuts: Rows
     decision: Rows
     calibration: Rows
     familiarity: Rows
@@ -96,6 +107,10 @@ def plain(value: Any) -> str:
 
 def _words(name: Any) -> str:
     return str(name).replace("_", " ")
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _rows(*pairs: tuple[str, Any]) -> Rows:
@@ -157,6 +172,20 @@ def _figures(metrics: Mapping[str, Any]) -> Figures | None:
         rows.append((f"Accuracy, {kind}", meaning, [_figure("accuracy", part) for part in parts]))
     rows = [row for row in rows if {value for value, _ in row[2]} - {NONE}]
     return Figures([heading for heading, _ in splits], rows) if rows else None
+
+
+def _robustness(contract: Mapping[str, Any]) -> Robustness | None:
+    found = _part(contract, "robustness")
+    listed = found.get("perturbations")
+    shown = [
+        (name, heading) for name, heading, _ in FIGURES if name in ("auroc", "accuracy", "sensitivity", "specificity")
+    ]
+    rows = [
+        (_sentence(plain(row.get("words"))), [_figure(name, row)[0] for name, _ in shown])
+        for row in (listed if isinstance(listed, list) else [])
+        if isinstance(row, Mapping) and row.get("words")
+    ]
+    return Robustness([heading for _, heading in shown], rows, plain(found.get("images"))) if rows else None
 
 
 def _band(decision: Mapping[str, Any]) -> Rows:
@@ -228,6 +257,11 @@ def read_card(model: Model) -> Card:
         confusion=charts.confusion(shown.get("confusion_matrix"), model.labels),
         roc=charts.roc(shown.get("roc"), shown.get("auroc")),
         reliability=charts.reliability(shown.get("reliability")),
+        robustness=_robustness(contract),
+        shortcuts=_rows(
+            ("AUROC with the middle of each image covered", number(_part(contract, "shortcuts").get("covered_auroc"))),
+            ("AUROC of the files alone, unseen", number(_part(contract, "shortcuts").get("files_auroc"))),
+        ),
         decision=[
             *_rows(("Threshold", threshold), ("Chosen by", decision.get("chosen_by"))),
             *_band(decision),
