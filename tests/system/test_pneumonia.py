@@ -84,6 +84,8 @@ def test_the_doctor_sees_a_stopped_service_and_a_path_that_should_be_closed(syst
     system.client("ec2").authorize_security_group_ingress(**opening)
     system.on("monitor", "systemctl stop prometheus-node-exporter")
     try:
+        targets = "curl -s 'http://127.0.0.1:9090/api/v1/targets?state=active'"
+        wait_until("Prometheus misses it", lambda: '"health":"down"' in system.on("monitor", targets), 60)
         done = system.play(
             "playbooks/verify.yml", "-e", f"verify_out={tmp_path}/report.json", "-e", "verify_configure=false"
         )
