@@ -47,6 +47,9 @@ WARM_SECONDS = 3.0
 # Between two loads: what the clients of the first left behind is computed by then, and their connections are closed.
 SETTLE_SECONDS = 1.0
 START_SECONDS = 180.0
+# Redis as `inventories/pneumonia` has it.
+CASE_STORE = ["--save", "3600 1 300 100", "--appendonly", "yes", "--appendfsync", "everysec",
+              "--auto-aof-rewrite-min-size", "256mb", "--rdbcompression", "no"]  # fmt: skip
 
 
 @dataclass
@@ -183,8 +186,9 @@ class Bench:
         log = self.directory / f"{name}.log"
         with contextlib.ExitStack() as stack:
             if name == "lightbox":
-                store = ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--save", "",
-                         "--appendonly", "yes", "--dir", str(self.directory)]  # fmt: skip
+                cases = stack.enter_context(tempfile.TemporaryDirectory(dir=self.directory))
+                store = ["redis-server", "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", cases,
+                         *CASE_STORE]  # fmt: skip
                 stack.enter_context(running(store, self.environment, self.directory / "redis.log"))
             process = stack.enter_context(running(command, {**self.environment, **more}, log))
             url = f"http://127.0.0.1:{port}"

@@ -34,6 +34,14 @@ def test_listens_on_its_own_addresses_only(host: Host) -> None:
     assert ask(host, f"-h {address} ping") == "PONG"
 
 
+def test_rewrites_its_log_as_told(host: Host) -> None:
+    def setting(name: str) -> str:
+        return ask(host, f"config get {name}", user="operator", password="molecule-password-of-operator").split()[1]
+
+    assert setting("rdbcompression") == "no"
+    assert setting("auto-aof-rewrite-min-size") == str(100 * 1024 * 1024)
+
+
 def test_nobody_comes_in_without_a_password(host: Host) -> None:
     assert "NOAUTH" in host.run("redis-cli get lightbox:a").stdout
     wrong = host.run("redis-cli --user app --pass wrong-password ping")
