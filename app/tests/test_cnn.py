@@ -119,7 +119,7 @@ def test_a_run_makes_a_whole_bundle_that_predicts_as_recorded(runs, capsys):
 def test_the_contract_says_everything(runs):
     found = Bundle.load(runs / "latest")
     contract = found.contract
-    assert set(contract["files"]) == {"best_model.keras", "model.onnx", "smoke.png", "history.json"}
+    assert set(contract["files"]) == {"best_model.keras", "model.onnx", "smoke.png", "history.json", "report.html"}
     assert (found.labels, found.output, found.input.color) == (("Normal", "Pneumonia"), "sigmoid", "grayscale")
     assert (found.input.height, found.input.width) == (48, 48)
     assert contract["data"]["synthetic"] is True

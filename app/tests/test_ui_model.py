@@ -89,7 +89,7 @@ def test_the_card_shows_changed_images_and_shortcuts(contract: dict[str, Any]) -
     text = page_of(told)
     for words in (
         "With images from elsewhere",
-        "(519)",
+        "on 519 images that were changed",
         "Gamma 1.3",
         "0.951",
         "87.6%",

@@ -86,6 +86,7 @@ class Bundle:
         labels: names of the outputs, in their order; for a sigmoid the second is what the score speaks of.
         threshold: score from which a sigmoid's second label is the verdict.
         temperature: what the engine divides logits by to make scores honest probabilities; 1 when the weights have it.
+        shift: what it takes off a sigmoid's logits before; 0 when the weights have it.
     """
 
     path: Path
@@ -94,6 +95,7 @@ class Bundle:
     labels: tuple[str, ...]
     threshold: float
     temperature: float
+    shift: float = 0.0
 
     @classmethod
     def load(cls, path: Path | str) -> Bundle:
@@ -119,6 +121,7 @@ class Bundle:
                 labels=tuple(contract["labels"]),
                 threshold=float(contract["decision"]["threshold"]),
                 temperature=float(contract.get("calibration", {}).get("temperature", 1.0)),
+                shift=float(contract.get("calibration", {}).get("shift", 0.0)),
             )  # fmt: skip
             bundle._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -151,6 +154,8 @@ class Bundle:
             raise BundleError(f"{file}: the uncertain band {self.uncertain} lacks {' and '.join(sorted(keys))}, 0 to 1")
         if not 0 < self.temperature < 1000:
             raise BundleError(f"{file}: the temperature {self.temperature} is not a positive number")
+        if not abs(self.shift) < 1000:
+            raise BundleError(f"{file}: the shift {self.shift} is not a number of logits")
 
     @property
     def output(self) -> str:

@@ -33,14 +33,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lightbox import architectures, bundle, data, evaluation, export, robustness, training
+from lightbox import architectures, bundle, data, evaluation, export, report, robustness, serving, training
 from lightbox.architectures import ARCHITECTURES, Architecture, ArchitectureError
 from lightbox.bundle import KERAS_FILE, SCHEMA, Bundle, BundleError, file_digest
 from lightbox.data import SPLITS, DataError, Manifest, Shape
 from lightbox.export import ExportError
+from lightbox.serving import SMOKE_FILE, ServingError
 from lightbox.training import Sides, State, TrainingError
 
-SERVING_FILE, SMOKE_FILE = "model.onnx", "smoke.png"
+SERVING_FILE = "model.onnx"
 # The threshold lies here once it is folded into the weights.
 THRESHOLD = 0.5
 LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "numpy", "pillow")
@@ -142,6 +143,11 @@ class Job:
     out_link: str = _setting("", "symbolic link to set to the bundle")
     progress: str = _setting("", "file that tells how far things are (RUNS/progress.json)")
     git_revision: str = _setting("", "revision to record in the bundle")
+    evaluate: str = _setting("", "do not train: measure --bundle on these labelled images, from where --data could be")
+    bundle: str = _setting("", "bundle to measure (--out-link)")
+    recalibrate: str = _setting(
+        "", "choose the threshold anew on half of these patients, by a rule of --threshold, and make a bundle of it"
+    )
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -229,10 +235,15 @@ def resolve(given: Mapping[str, Any]) -> tuple[Job, Settings]:
     general = {name: value for name, value in values.items() if name in JOB}
     job = Job(**general)
     settings = Settings(**{**defaults, **{name: value for name, value in values.items() if name not in general}})
-    try:
-        evaluation.threshold([0, 1], [0.2, 0.8], settings.threshold)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+    for rule in (settings.threshold, job.recalibrate or settings.threshold):
+        try:
+            evaluation.threshold([0, 1], [0.2, 0.8], rule)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+    if job.evaluate and not (job.bundle or job.out_link):
+        raise SettingsError("--evaluate measures a bundle: name its directory with --bundle")
+    if job.recalibrate and not job.evaluate:
+        raise SettingsError("--recalibrate needs images: name them with --evaluate")
     if settings.validation_share + settings.test_share > 0.6:
         raise SettingsError("validation_share and test_share leave less than 0.4 of the images for training")
     return job, settings
@@ -456,10 +467,14 @@ def make_bundle(
     found = training.calibrate(model, sides.labels["validation"], scores["validation"], settings.threshold)
     scores = {split: training.predict(model, sides, split, architecture) for split in ("validation", "test")}
     metrics = {
-        split: _figures(manifest, split, sides.labels[split], values, system, settings.seed)
+        split: figures_of(manifest, split, sides.labels[split], values, system, settings.seed)
         for split, values in scores.items()
     }
-    robust, shortcuts = _robustness(model, sides, manifest, architecture, settings, progress)
+
+    def predict(pixels: Any) -> Any:
+        return training.predict(model, Sides(pixels, {"changed": np.arange(len(pixels))}, {}), "changed", architecture)
+
+    robust, shortcuts = robustness_of(predict, sides, manifest, settings.seed, progress)
     metrics["test"]["auroc_worst"] = robust["worst"]["auroc"] if robust["worst"] else None
     test = evaluation.logits(scores["test"]) * found["temperature"] + found["shift"]
     before = evaluation.calibration_error(sides.labels["test"], 1 / (1 + np.exp(-test)))
@@ -469,7 +484,7 @@ def make_bundle(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     model.save(unfinished / KERAS_FILE)
-    serving, familiar = _serving_form(model, unfinished / SERVING_FILE, sides, scores, architecture, settings)
+    served, familiar = _serving_form(model, unfinished / SERVING_FILE, sides, scores, architecture, settings)
     if system.grey:
         familiar["max_chroma"] = export.MAX_CHROMA
 
@@ -488,7 +503,7 @@ def make_bundle(
             path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size}
             for path in sorted(unfinished.iterdir())
         },
-        "serving": serving,
+        "serving": served,
         "input": {
             "height": settings.image_size,
             "width": settings.image_size,
@@ -508,7 +523,7 @@ def make_bundle(
             "threshold": THRESHOLD,
             "chosen_by": f"{settings.threshold} on {metrics['validation']['images']} validation images, at "
             f"{found['threshold']:.4f} of the uncalibrated score; shifted to {THRESHOLD}",
-            "uncertain": _uncertain(sides.labels["validation"], scores["validation"], settings.uncertain_below),
+            "uncertain": band(sides.labels["validation"], scores["validation"], settings.uncertain_below),
         },
         "out_of_distribution": familiar,
         "calibration": {
@@ -542,8 +557,10 @@ def make_bundle(
         "git_revision": job.git_revision or None,
     }
     (unfinished / "model.json").write_text(json.dumps(contract, indent=2) + "\n")
-    _record_smoke(unfinished, contract)
+    serving.record_smoke(unfinished)
     bundle.smoke(Bundle.load(unfinished))
+    progress(message="writing the report")
+    report.write(unfinished, manifest, "test", scores["test"])
     rows = [
         f"{sample.name},{split},{list(system.classes.values())[sample.label]},{score:.6f}"
         for split, values in scores.items()
@@ -638,7 +655,7 @@ def _lower_precision(
     return {"precision": "int8", "against_fp32": figures}
 
 
-def _uncertain(labels: Any, scores: Any, below: float) -> dict[str, Any]:
+def band(labels: Any, scores: Any, below: float) -> dict[str, Any]:
     """Return the band of scores whose verdict is called uncertain, and what lies in it on validation."""
     low, high = 1 - below, below
     inside = (scores >= low) & (scores < high)
@@ -651,7 +668,7 @@ def _uncertain(labels: Any, scores: Any, below: float) -> dict[str, Any]:
     }
 
 
-def _figures(manifest: Manifest, split: str, labels: Any, scores: Any, system: System, seed: int) -> dict[str, Any]:
+def figures_of(manifest: Manifest, split: str, labels: Any, scores: Any, system: System, seed: int) -> dict[str, Any]:
     """Return `metrics` of a split; images of a patient count as one draw of their intervals."""
     samples = manifest.of(split)
     patients = [sample.patient for sample in samples]
@@ -662,44 +679,37 @@ def _figures(manifest: Manifest, split: str, labels: Any, scores: Any, system: S
     return found
 
 
-def _robustness(
-    model: Any,
-    sides: Sides,
-    manifest: Manifest,
-    architecture: Architecture,
-    settings: Settings,
-    progress: Callable[..., None],
+def robustness_of(
+    predict: Callable[[Any], Any], sides: Sides, manifest: Manifest, seed: int, progress: Callable[..., None]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return `robustness` and `shortcuts` of the contract, both of test images.
 
     Args:
-        model: the network, calibrated.
+        predict: gives the scores, shape (n,), of pixels, shape (n, height, width, channels).
         sides: images of all splits.
         manifest: the data.
-        architecture: which network.
-        settings: hyper-parameters.
+        seed: of what is drawn.
         progress: told what to write into the progress file.
     """
-    rng = np.random.default_rng(settings.seed)
+    rng = np.random.default_rng(seed)
 
     def some(count: int, most: int) -> Any:
         return np.sort(rng.choice(count, min(count, most), replace=False))
 
-    def predict(pixels: Any) -> Any:
-        return training.predict(model, Sides(pixels, {"changed": np.arange(len(pixels))}, {}), "changed", architecture)
-
-    def report(done: int, total: int) -> None:
+    def tell(done: int, total: int) -> None:
         progress(message=f"changed images, {done} of {total}")
 
     chosen = some(sides.rows["test"].size, robustness.MOST_IMAGES)
     pixels, labels = sides.pixels[sides.rows["test"][chosen]], sides.labels["test"][chosen]
-    rows = robustness.table(predict, pixels, labels, THRESHOLD, settings.seed, report)
+    rows = robustness.table(predict, pixels, labels, THRESHOLD, seed, tell)
     known = [row for row in rows if row["auroc"] is not None]
     covered = evaluation.auroc(labels, predict(robustness.cover(pixels)))
     train, test = manifest.of("train"), [manifest.of("test")[row] for row in chosen]
     train = [train[row] for row in some(len(train), robustness.MOST_FILES)]
     traits = [robustness.file_traits(content for _, content in data.pictures(manifest, side)) for side in (train, test)]
-    files = evaluation.auroc(labels, robustness.linear_scores(traits[0], [sample.label for sample in train], traits[1]))
+    learned = [sample.label for sample in train]
+    # Without images to learn from there is no second probe.
+    files = evaluation.auroc(labels, robustness.linear_scores(traits[0], learned, traits[1])) if learned else math.nan
     return (
         {"images": len(chosen), "perturbations": rows, "worst": min(known, key=lambda row: row["auroc"], default=None)},
         {
@@ -724,20 +734,6 @@ def _limits(manifest: Manifest, test: Mapping[str, Any]) -> list[str]:
     return limits
 
 
-def _record_smoke(directory: Path, contract: dict[str, Any]) -> None:
-    """Predict the smoke image with the serving form, as a server does, and write the scores into the contract."""
-    import onnxruntime
-
-    opened = Bundle.load(directory)
-    session = onnxruntime.InferenceSession(directory / SERVING_FILE, providers=["CPUExecutionProvider"])
-    with Image.open(directory / SMOKE_FILE) as image:
-        batch = bundle.preprocess(image, opened)
-    scores = np.asarray(session.run([opened.outputs["score"]], {session.get_inputs()[0].name: batch})[0]).reshape(-1)
-    verdict = bundle.decide(scores, opened)
-    contract["smoke"] = {"file": SMOKE_FILE, "scores": [float(score) for score in scores], "label": verdict.label}
-    (directory / "model.json").write_text(json.dumps(contract, indent=2) + "\n")
-
-
 def _describe(manifest: Manifest) -> None:
     counts = manifest.counts()
     for split, classes in counts.items():
@@ -748,20 +744,25 @@ def _describe(manifest: Manifest) -> None:
         say(f"… and {len(manifest.left_out) - 20} more; all of them are in manifest.json")
 
 
-def _summary(found: Bundle) -> str:
-    test = found.contract["metrics"]["test"]
+def summary(version: str, figures: Mapping[str, Any], split: str = "test") -> str:
+    """Return the figures of a split in one line."""
 
     def figure(name: str) -> str:
-        if test[name] is None:
+        if figures[name] is None:
             return "unknown"
-        low, high = test["intervals"][name]
-        return f"{test[name]:.4f} ({low:.3f} to {high:.3f})"
+        low, high = figures["intervals"][name]
+        return f"{figures[name]:.4f} ({low:.3f} to {high:.3f})"
 
     return (
-        f"{found.version}: test accuracy {figure('accuracy')}, sensitivity {figure('sensitivity')}, "
-        f"specificity {figure('specificity')}, AUROC {figure('auroc')} on {test['images']} images; "
-        f"validation accuracy {found.contract['metrics']['validation']['accuracy']:.4f}"
+        f"{version}: {split} accuracy {figure('accuracy')}, sensitivity {figure('sensitivity')}, "
+        f"specificity {figure('specificity')}, AUROC {figure('auroc')} on {figures['images']} images"
     )
+
+
+def _summary(found: Bundle) -> str:
+    metrics = found.contract["metrics"]
+    told = summary(found.version, metrics["test"])
+    return f"{told}; validation accuracy {metrics['validation']['accuracy']:.4f}"
 
 
 def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
@@ -827,6 +828,37 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
         return found
 
 
+def evaluate(job: Job, settings: Settings, progress: Progress) -> Path:
+    """Measure a bundle on labelled images from elsewhere; return the directory with the report.
+
+    Raises:
+        DataError, BundleError, ServingError: the text says what to do.
+    """
+    from lightbox import external
+
+    progress(state="evaluating", message="labelled images from elsewhere")
+    runs = Path(job.runs)
+    found = external.evaluate(
+        Path(job.bundle or job.out_link),
+        job.evaluate,
+        runs / "evaluations",
+        Path(job.cache) if job.cache else runs / "cache",
+        SYSTEMS[job.system],
+        job.recalibrate,
+        settings.seed,
+        progress,
+        job.data_sha256,
+        job.data_anonymous,
+    )
+    contract = json.loads((found / "evaluation.json").read_text())
+    figures = contract["metrics"]["test" if job.recalibrate else external.EXTERNAL]
+    message = summary(contract["version"], figures)
+    say(f"{message}; the report is {found / report.REPORT_FILE}")
+    recalibrated = str((found / "bundle").resolve()) if job.recalibrate else None
+    progress(state="done", message=message, bundle=recalibrated, eta_seconds=0)
+    return found
+
+
 def _stop(number: int, _frame: Any) -> None:
     raise SystemExit(128 + number)
 
@@ -841,8 +873,18 @@ def main(arguments: list[str] | None = None) -> int:
     progress = Progress(Path(job.progress) if job.progress else Path(job.runs) / "progress.json", settings.epochs)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        train(job, settings, progress)
-    except (DataError, ArchitectureError, TrainingError, ExportError, BundleError, SettingsError, OSError) as error:
+        work = evaluate if job.evaluate else train
+        work(job, settings, progress)
+    except (
+        DataError,
+        ArchitectureError,
+        TrainingError,
+        ExportError,
+        BundleError,
+        ServingError,
+        SettingsError,
+        OSError,
+    ) as error:
         progress(state="failed", message=str(error))
         sys.stderr.write(f"{error}\n")
         return 1

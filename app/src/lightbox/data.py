@@ -729,6 +729,68 @@ def prepare(
         DataError: see `locate`; or classes, counts or arrays are not as they must be.
     """
     located = locate(source, cache, sha256, anonymous, synthetic_images, seed, report)
+    seen = _look(located, cache, shape, classes, report)
+    samples, problems = _assign(seen.found, seen.unusable, pattern, seed, validation, test)
+    manifest = seen.manifest(located, samples, problems)
+    _check_counts(manifest, expected or {})
+    return manifest, seen.pixels
+
+
+def gather(
+    source: str,
+    cache: Path,
+    shape: Shape,
+    classes: tuple[str, ...],
+    pattern: str = CHEST_PATIENT,
+    sha256: str = "",
+    anonymous: bool = False,
+    report: Report = _silent,
+) -> tuple[Manifest, Pixels]:
+    """Bring data here to measure a model on: as `prepare` does, but every usable image is on the side `test`.
+
+    Raises:
+        DataError: see `locate`; or a class has no image.
+    """
+    located = locate(source, cache, sha256, anonymous, report=report)
+    seen = _look(located, cache, shape, classes, report)
+    usable = [item for item in seen.found if item.name not in seen.unusable]
+    problems = [Problem(name, reason) for name, reason in seen.unusable.items()]
+    samples = [
+        Sample(item.name, item.label, patient_of(item.name, pattern), "test", row) for row, item in enumerate(usable)
+    ]
+    manifest = seen.manifest(located, samples, problems)
+    for name, count in manifest.counts()["test"].items():
+        if not count:
+            raise DataError(f"{source} has no usable image of {name}: both classes are needed to measure a model")
+    return manifest, seen.pixels
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was found at a source: files, why some cannot be used, their pixels, and the digest of it all."""
+
+    root: Path
+    classes: tuple[str, ...]
+    found: list[_Found]
+    unusable: dict[str, str]
+    pixels: Pixels
+    digest: str
+
+    def manifest(self, located: Located, samples: Iterable[Sample], problems: Iterable[Problem]) -> Manifest:
+        """Return the manifest of these samples."""
+        return Manifest(
+            located.kind,
+            str(self.root),
+            located.synthetic,
+            self.classes,
+            tuple(samples),
+            tuple(problems),
+            self.digest,
+        )
+
+
+def _look(located: Located, cache: Path, shape: Shape, classes: tuple[str, ...] | None, report: Report) -> _Seen:
+    """Look at every image of a source."""
     if located.path.is_file():
         if classes is None:
             raise DataError("an .npz does not name its classes: they must be given")
@@ -739,17 +801,12 @@ def prepare(
     for item in found:
         listing.update(f"{item.name}\0{names[item.label]}\0{item.digest}\n".encode())
     digest = listing.hexdigest()
-
     unusable = _same_images(found)
     stem = f"pixels-{digest[:16]}-{shape.height}x{shape.width}-{shape.color}-{shape.resize}"
     array, unreadable = _decoded(
         cache / stem, [item for item in found if item.name not in unusable], shape, pixels, report
     )
-    unusable.update(unreadable)
-    samples, problems = _assign(found, unusable, pattern, seed, validation, test)
-    manifest = Manifest(located.kind, str(root), located.synthetic, names, tuple(samples), tuple(problems), digest)
-    _check_counts(manifest, expected or {})
-    return manifest, array
+    return _Seen(root, names, found, {**unusable, **unreadable}, array, digest)
 
 
 def _decoded(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from lightbox.bundle import (
 from lightbox.heat import pack
 from lightbox.images import ImageError, open_image
 
+SMOKE_FILE = "smoke.png"
 SMOKE_TOLERANCE = 1e-3
 # Keeps the logit of a score of exactly 0 or 1 finite.
 EPSILON = 1e-7
@@ -92,17 +94,17 @@ def chroma(image: Image.Image) -> float:
 
 
 def calibrate(outputs: Floats, bundle: Bundle) -> tuple[float, ...]:
-    """Return the scores of one image: its outputs, probabilities, with their logits divided by the temperature.
+    """Return the scores of one image: its outputs, probabilities, with their logits shifted and divided.
 
     Args:
         outputs: shape (1,) for ``sigmoid``, (labels,) for ``softmax``, between 0 and 1.
-        bundle: the bundle whose temperature counts.
+        bundle: the bundle whose shift (of a sigmoid) and temperature count.
     """
-    if bundle.temperature == 1.0:
+    if bundle.temperature == 1.0 and bundle.shift == 0.0:
         return tuple(float(output) for output in outputs)
     values = np.clip(np.asarray(outputs, dtype=np.float64), EPSILON, 1 - EPSILON)
     if bundle.output == "sigmoid":
-        logits = (np.log(values) - np.log1p(-values)) / bundle.temperature
+        logits = (np.log(values) - np.log1p(-values) - bundle.shift) / bundle.temperature
         return tuple(float(value) for value in 1 / (1 + np.exp(-logits)))
     logits = np.log(values) / bundle.temperature
     powers = np.exp(logits - logits.max())
@@ -278,3 +280,20 @@ class Engine:
         if not difference <= SMOKE_TOLERANCE:
             raise ServingError(f"the smoke image's scores differ by {difference:.4f} from those recorded")
         return difference
+
+
+def record_smoke(directory: Path) -> None:
+    """Predict a bundle's smoke image and write scores and label into its contract, for `Engine.self_test`.
+
+    Args:
+        directory: of the bundle, complete but for this; the image's name is that of the contract, or ``smoke.png``.
+
+    Raises:
+        BundleError, ServingError, ImageError: the image cannot be predicted.
+    """
+    engine = Engine(directory)
+    contract = engine.contract
+    name = str((contract.get("smoke") or {}).get("file", SMOKE_FILE))
+    scores = engine.predict(open_image((directory / name).read_bytes()))
+    contract["smoke"] = {"file": name, "scores": list(scores), "label": decide(scores, engine.bundle).label}
+    (directory / "model.json").write_text(json.dumps(contract, indent=2) + "\n")

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 UNCERTAIN = "Uncertain"
@@ -269,6 +270,14 @@ def read_cases(answer: Any) -> CasesPage:
         pages=max(1, _count(answer, "pages")),
         verdicts=tuple(str(verdict) for verdict in verdicts),
     )
+
+
+def moment(time: str) -> str:
+    """Return an ISO time as people read it, in UTC."""
+    try:
+        return datetime.fromisoformat(time).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except ValueError:
+        return time
 
 
 def read_model(answer: Any) -> Model:

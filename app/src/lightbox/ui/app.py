@@ -40,7 +40,7 @@ from starlette.exceptions import HTTPException
 
 from lightbox import web
 from lightbox.ui import csrf
-from lightbox.ui.answers import Case, Model, Prediction, Scale, scale, tone
+from lightbox.ui.answers import Case, Model, Prediction, Scale, moment, scale, tone
 from lightbox.ui.card import read_card
 from lightbox.ui.client import ApiClient, ApiError
 from lightbox.ui.query import COLUMNS, Query
@@ -105,14 +105,6 @@ def page_numbers(current: int, last: int) -> list[int | None]:
             shown.append(None)
         shown.append(number)
     return shown
-
-
-def moment(text: str) -> str:
-    """Return an ISO time as people read it, in UTC."""
-    try:
-        return datetime.fromisoformat(text).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except ValueError:
-        return text
 
 
 def asset_version() -> str:

@@ -25,7 +25,7 @@ FIGURES = (
     ("brier", "Brier score", "mean squared error of the probability; less is better"),
     ("ece", "Calibration error", "expected gap between confidence and accuracy; less is better"),
 )
-SPLITS = (("validation", "Validation"), ("test", "Test"))
+SPLITS = (("validation", "Validation"), ("test", "Test"), ("external", "External"))
 NONE = "\u2013"
 SHARES = frozenset({"accuracy", "sensitivity", "specificity", "precision"})
 
@@ -131,8 +131,12 @@ def _duration(seconds: Any) -> str:
     return f"{found / 60:.0f} min" if found < 5400 else f"{found / 3600:.1f} h"
 
 
-def _counts(data: Mapping[str, Any]) -> Counts | None:
-    counts = _part(data, "counts")
+def _counts(contract: Mapping[str, Any]) -> Counts | None:
+    counts = dict(_part(_part(contract, "data"), "counts"))
+    elsewhere = [row for row in _part(_part(contract, "external"), "counts").values() if isinstance(row, Mapping)]
+    if elsewhere:
+        labels = dict.fromkeys(label for row in elsewhere for label in row)
+        counts["elsewhere"] = {label: sum(int(number(row.get(label)) or 0) for row in elsewhere) for label in labels}
     splits = [(str(split), row) for split, row in counts.items() if isinstance(row, Mapping)]
     classes = list(dict.fromkeys(str(name) for _, row in splits for name in row))
     if not classes:
@@ -246,7 +250,7 @@ def read_card(model: Model) -> Card:
             ("Input", _takes(_part(contract, "input"))),
             ("Source code", plain(contract.get("git_revision"))[:12]),
         ),
-        counts=_counts(data),
+        counts=_counts(contract),
         data=_rows(
             ("Source", data.get("source")),
             ("Left out", data.get("left_out")),
@@ -269,7 +273,10 @@ def read_card(model: Model) -> Card:
         calibration=_rows(
             ("Method", calibration.get("method")),
             ("Temperature", calibration.get("temperature")),
+            ("Shift", calibration.get("shift")),
             ("Folded into the weights", calibration.get("folded")),
+            ("Chosen anew for", _part(contract, "recalibrated").get("from")),
+            ("Accuracy before that", _percent(_part(_part(contract, "recalibrated"), "before").get("accuracy"))),
             ("Calibration error on test images", calibration.get("ece")),
         ),
         familiarity=_rows(
