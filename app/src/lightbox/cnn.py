@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -60,25 +60,77 @@ class System:
     """What a classifier is for.
 
     Attributes:
-        classes: name of the class in the data and what people are shown, in the order of the labels 0 and 1.
-        positive: label that is the finding.
-        patient: see `lightbox.data.patient_of`.
+        classes: name of the class in the data and what people are shown, in the order of the labels from 0 on.
+        limits: what the model's figures do not say, in sentences for its card; ``{images}`` stands for their number.
+        synthetic: what is to be said, beside these, of a model that was trained on drawn images.
+        drawn: name of the synthetic images, a key of `lightbox.synthetic.DRAWINGS`.
+        positive: label that is the finding; none where no label stands out.
+        patient: see `lightbox.data.patient_of`; without it every image stands for itself.
         kind: see `lightbox.data.kind_of`.
         form: how people give an image.
         grey: whether an image in colour cannot be one of these.
+        perturbations: names of what robustness is measured with, in `lightbox.robustness.PERTURBATIONS`.
+        shortcuts: whether something beside the middle of an image, or its file, may tell its class.
+        defaults: settings in which it differs from the general defaults and those of the architecture.
     """
 
     classes: Mapping[str, str]
-    positive: str
-    patient: str
+    limits: tuple[str, ...]
+    synthetic: str
+    drawn: str
+    positive: str | None = None
+    patient: str = ""
     kind: str = ""
     form: str = "upload"
     grey: bool = True
+    perturbations: tuple[str, ...] = tuple(one.name for one in robustness.PERTURBATIONS)
+    shortcuts: bool = True
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 SYSTEMS = {
     "pneumonia": System(
-        {"NORMAL": "Normal", "PNEUMONIA": "Pneumonia"}, "Pneumonia", data.CHEST_PATIENT, data.CHEST_KIND
+        classes={"NORMAL": "Normal", "PNEUMONIA": "Pneumonia"},
+        limits=(
+            "The verdict supports a physician's decision. It is no diagnosis.",
+            "The figures hold for {images} test images from the source of the training images. Images of another "
+            "hospital, machine or age group can be judged much worse; nobody has measured how much.",
+            "Only the classes named here are known. Other findings are not looked for.",
+            "An image that is no chest X-ray is often, not always, recognised as such.",
+            "The heat map shows what the verdict rests on, on a coarse grid. It does not outline a lesion.",
+        ),
+        synthetic="The model was trained on synthetic images: it knows nothing about patients.",
+        drawn="chests",
+        positive="Pneumonia",
+        patient=data.CHEST_PATIENT,
+        kind=data.CHEST_KIND,
+    ),
+    "mnist": System(
+        classes={digit: digit for digit in "0123456789"},
+        limits=(
+            "The figures hold for {images} test images from the source of the training images: digits of the size of a "
+            "stamp, centred, white on black. Drawings that are placed or sized otherwise can be judged worse.",
+            "Only the ten digits are known: a letter is called the digit it looks most like.",
+        ),
+        synthetic="The model was trained on synthetic digits: nobody wrote them.",
+        drawn="digits",
+        form="canvas",
+        perturbations=("contrast", "noise", "shift", "rotation", "crop", "border"),
+        shortcuts=False,
+        # Digits differ by hand, not by exposure; mirrored, they would be others or none.
+        defaults={
+            "architecture": "mnist",
+            "rotation": 12.0,
+            "shift": 0.08,
+            "zoom": 0.12,
+            "stretch": 0.1,
+            "gamma": 0.0,
+            "contrast": 0.0,
+            "brightness": 0.0,
+            "blur": 0.0,
+            "noise": 0.0,
+            "validation_share": 0.08,
+        },
     ),
 }
 
@@ -94,7 +146,7 @@ class Settings:
     architecture: str = _setting("compact", f"network: {', '.join(ARCHITECTURES)}")
     image_size: int = _setting(128, "height and width of the network's input, in pixels")
     epochs: int = _setting(16, "most epochs")
-    patience: int = _setting(8, "epochs without a better AUROC on validation after which training stops")
+    patience: int = _setting(8, "epochs with no better AUROC (many classes: accuracy) on validation before it stops")
     batch_size: int = _setting(32, "images per step, over all GPUs together")
     learning_rate: float = _setting(2e-3, "highest learning rate")
     weight_decay: float = _setting(1e-3, "weight decay of AdamW")
@@ -120,7 +172,9 @@ class Settings:
     brightness: float = _setting(0.1, "largest change of brightness, as a share of white")
     blur: float = _setting(0.6, "largest blur, as a share of a 2 by 2 mean, and largest sharpening")
     noise: float = _setting(0.05, "largest standard deviation of noise in every other image, as a share of white")
-    threshold: str = _setting("balanced", "how the threshold is chosen: balanced, accuracy or sensitivity:0.95")
+    threshold: str = _setting(
+        "balanced", "how the threshold of two classes is chosen: balanced, accuracy or sensitivity:0.95"
+    )
     uncertain_below: float = _setting(0.75, "confidence below which a verdict is called uncertain")
     precision: str = _setting("fp32", "of the serving form: fp32, or int8 where it is as good on labelled images")
     validation_share: float = _setting(0.15, "share of the images for validation")
@@ -132,7 +186,9 @@ class Settings:
 class Job:
     """Where things come from and go to; none of it changes what comes out of a run on the same data."""
 
-    data: str = _setting("synthetic", "directory, .npz, archive, s3://bucket/prefix, https://….zip|.tar.gz, synthetic")
+    data: str = _setting(
+        "synthetic", "directory, .npz, archive, s3://bucket/prefix, https://….zip|.tar.gz, mnist, synthetic"
+    )
     data_sha256: str = _setting("", "digest of the archive; required for https://")
     data_anonymous: bool = _setting(False, "ask S3 without credentials")
     expected: str = _setting("", "images that must be there, such as NORMAL=1341,PNEUMONIA=3875")
@@ -157,7 +213,7 @@ FIELDS: dict[str, dataclasses.Field[Any]] = {
 }
 JOB = {field.name for field in dataclasses.fields(Job)}
 RANGES: dict[str, tuple[float, float]] = {
-    "image_size": (32, 1024),
+    "image_size": (28, 1024),
     "epochs": (1, 1000),
     "patience": (1, 1000),
     "batch_size": (1, 4096),
@@ -221,7 +277,7 @@ def _convert(name: str, value: Any) -> Any:
 
 
 def resolve(given: Mapping[str, Any]) -> tuple[Job, Settings]:
-    """Return job and hyper-parameters; what is not given is the architecture's or the general default.
+    """Return job and hyper-parameters; what is not given is the system's, the architecture's or the general default.
 
     Raises:
         SettingsError: a name is unknown or a value is wrong.
@@ -231,10 +287,11 @@ def resolve(given: Mapping[str, Any]) -> tuple[Job, Settings]:
             close = difflib.get_close_matches(name, FIELDS, 1)
             raise SettingsError(f"there is no setting {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
     values = {name: _convert(name, value) for name, value in given.items()}
-    defaults = ARCHITECTURES[values.get("architecture", "compact")].defaults
     general = {name: value for name, value in values.items() if name in JOB}
     job = Job(**general)
-    settings = Settings(**{**defaults, **{name: value for name, value in values.items() if name not in general}})
+    chosen = {**SYSTEMS[job.system].defaults, **{name: value for name, value in values.items() if name not in general}}
+    architecture = ARCHITECTURES[chosen.get("architecture", Settings.architecture)]
+    settings = Settings(**{**architecture.defaults, **chosen})
     for rule in (settings.threshold, job.recalibrate or settings.threshold):
         try:
             evaluation.threshold([0, 1], [0.2, 0.8], rule)
@@ -254,7 +311,9 @@ def parse(arguments: list[str] | None) -> tuple[Job, Settings]:
     parser = argparse.ArgumentParser(prog="lightbox.cnn", description="Train a classifier and make a bundle of it.")
     parser.add_argument("--config", metavar="FILE.json", help="settings as JSON, with the same names")
     for name, field in FIELDS.items():
-        defaults = {one.name: one.defaults[name] for one in ARCHITECTURES.values() if name in one.defaults}
+        others = {key: one.defaults for key, one in ARCHITECTURES.items()}
+        others.update({f"system {key}": one.defaults for key, one in SYSTEMS.items()})
+        defaults = {key: values[name] for key, values in others.items() if name in values}
         usual = ", ".join([str(field.default), *(f"{key}: {value}" for key, value in defaults.items())])
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -404,13 +463,13 @@ def _sides(manifest: Manifest, pixels: Any) -> Sides:
         samples = manifest.of(split)
         rows[split] = np.asarray([sample.row for sample in samples], dtype=np.int64)
         labels[split] = np.asarray([sample.label for sample in samples], dtype=np.int64)
-    return Sides(pixels, rows, labels)
+    return Sides(pixels, rows, labels, len(manifest.classes))
 
 
 def _smoke(manifest: Manifest, scores: Any, labels: Any, certain: float) -> bytes:
     """Return a PNG of the test image that is right and just not uncertain: its score shows a small fault best."""
-    right = (scores >= THRESHOLD) == labels
-    confidence = np.maximum(scores, 1 - scores)
+    right = evaluation.verdicts(scores, THRESHOLD) == labels
+    confidence = evaluation.confidences(scores)
     order = np.argsort(np.where(right, np.where(confidence >= certain, 0, 1), 2) + np.abs(confidence - certain - 0.05))
     _, content = next(data.pictures(manifest, [manifest.of("test")[int(order[0])]]))
     with Image.open(BytesIO(content)) as opened:
@@ -474,10 +533,10 @@ def make_bundle(
     def predict(pixels: Any) -> Any:
         return training.predict(model, Sides(pixels, {"changed": np.arange(len(pixels))}, {}), "changed", architecture)
 
-    robust, shortcuts = robustness_of(predict, sides, manifest, settings.seed, progress)
+    robust, shortcuts = robustness_of(predict, sides, manifest, system, settings.seed, progress)
     metrics["test"]["auroc_worst"] = robust["worst"]["auroc"] if robust["worst"] else None
-    test = evaluation.logits(scores["test"]) * found["temperature"] + found["shift"]
-    before = evaluation.calibration_error(sides.labels["test"], 1 / (1 + np.exp(-test)))
+    test = evaluation.logits(scores["test"]) * found["temperature"] + found.get("shift", 0.0)
+    before = evaluation.calibration_error(sides.labels["test"], evaluation.probabilities(test))
 
     progress(state="exporting", message="compiling the serving form")
     unfinished = directory / "bundle.unfinished"
@@ -517,12 +576,14 @@ def make_bundle(
             "offset": architecture.offset,
         },
         "labels": list(system.classes.values()),
-        "output": "sigmoid",
+        "output": "sigmoid" if sides.classes == 2 else "softmax",
         "decision": {
             "positive": system.positive,
             "threshold": THRESHOLD,
             "chosen_by": f"{settings.threshold} on {metrics['validation']['images']} validation images, at "
-            f"{found['threshold']:.4f} of the uncalibrated score; shifted to {THRESHOLD}",
+            f"{found['threshold']:.4f} of the uncalibrated score; shifted to {THRESHOLD}"
+            if sides.classes == 2
+            else "the most probable label is the verdict; there is no threshold",
             "uncertain": band(sides.labels["validation"], scores["validation"], settings.uncertain_below),
         },
         "out_of_distribution": familiar,
@@ -530,13 +591,13 @@ def make_bundle(
             "method": "temperature",
             # What is left for a server to apply: nothing, for it is folded into the weights.
             "temperature": 1.0,
-            "folded": {"temperature": found["temperature"], "shift": found["shift"]},
+            "folded": {name: found[name] for name in ("temperature", "shift") if name in found},
             "ece": {"before": before, "after": metrics["test"]["ece"]},
         },
         "metrics": metrics,
         "robustness": robust,
         "shortcuts": shortcuts,
-        "limits": _limits(manifest, metrics["test"]),
+        "limits": _limits(manifest, metrics["test"], system),
         "data": {
             "source": manifest.source,
             "synthetic": manifest.synthetic,
@@ -561,15 +622,28 @@ def make_bundle(
     bundle.smoke(Bundle.load(unfinished))
     progress(message="writing the report")
     report.write(unfinished, manifest, "test", scores["test"])
-    rows = [
-        f"{sample.name},{split},{list(system.classes.values())[sample.label]},{score:.6f}"
-        for split, values in scores.items()
-        for sample, score in zip(manifest.of(split), values, strict=True)
-    ]
-    (directory / "predictions.csv").write_text("\n".join(["image,split,label,score", *rows]) + "\n")
+    write_predictions(directory / "predictions.csv", manifest, scores, contract["labels"])
     final = directory / "bundle"
     unfinished.replace(final)
     return Bundle.load(final)
+
+
+def write_predictions(file: Path, manifest: Manifest, scores: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Write name, side, label and scores of images as CSV.
+
+    Args:
+        file: to write.
+        manifest: the data.
+        scores: of each side that is written, shape (n,) or (n, classes).
+        names: of the labels.
+    """
+    rows = [
+        ",".join([sample.name, split, names[sample.label], *(f"{score:.6f}" for score in np.atleast_1d(said))])
+        for split, values in scores.items()
+        for sample, said in zip(manifest.of(split), values, strict=True)
+    ]
+    columns = ["score"] if len(names) == 2 else [f"score {name}" for name in names]
+    file.write_text("\n".join([",".join(["image,split,label", *columns]), *rows]) + "\n")
 
 
 def _serving_form(
@@ -601,25 +675,23 @@ def _serving_form(
         return training.batches(sides, rows, architecture)
 
     known = export.Familiar.fit(export.features(model, images("train", FAMILIAR_IMAGES)))
-    export.compile_network(export.with_explanations(model, known), file)
+    export.compile_network(export.serving_network(model, known), file)
     said = {split: export.run(file, images(split)) for split in ("validation", "test")}
 
     def compiled(split: str) -> Any:
-        return said[split]["score"].astype(np.float64).reshape(-1)
+        return _flat(said[split]["score"])
 
     parity = export.compare(scores["test"], compiled("test"), THRESHOLD)
     export.check_parity(parity)
-    warm = said["validation"]["heat"][compiled("validation") >= THRESHOLD]
-    warm = warm[warm > 0]
     serving: dict[str, Any] = {
         "file": file.name,
         "engine": "onnxruntime",
         "precision": "fp32",
-        "outputs": export.OUTPUTS,
-        # What adds more to the logit than all but one in a hundred places of the finding's images is shown in full.
-        "heat_scale": float(np.quantile(warm, 0.99)) if warm.size else 1.0,
+        "outputs": {name: output for name, output in export.OUTPUTS.items() if output in said["test"]},
         "parity": parity,
     }
+    if "heat" in serving["outputs"]:
+        serving["heat_scale"] = _heat_scale(said["validation"]["heat"], compiled("validation"))
     distances = said["validation"]["distance"]
     familiar = {
         "method": "mahalanobis",
@@ -629,6 +701,24 @@ def _serving_form(
     if settings.precision != "fp32":
         serving.update(_lower_precision(file, sides, images, compiled))
     return serving, familiar
+
+
+def _flat(scores: Any) -> Any:
+    """Return a network's scores, shape (n, outputs), as `training.predict` does: a single output has no axis."""
+    return (scores[:, 0] if scores.shape[1] == 1 else scores).astype(np.float64)
+
+
+def _heat_scale(heat: Any, scores: Any) -> float:
+    """Return what a place must add to the logit to be shown in full: more than all but one in a hundred places do.
+
+    Args:
+        heat: of validation images, shape (n, height, width), or (n, height, width, classes).
+        scores: of these images, shape (n,) or (n, classes). Of two classes the finding's images count, of more all.
+    """
+    verdicts = evaluation.verdicts(scores, THRESHOLD)
+    warm = heat[verdicts == 1] if heat.ndim == 3 else np.take_along_axis(heat, verdicts[:, None, None, None], axis=3)
+    warm = warm[warm > 0]
+    return float(np.quantile(warm, 0.99)) if warm.size else 1.0
 
 
 def _lower_precision(
@@ -641,9 +731,9 @@ def _lower_precision(
         export.quantize(file, low, images("train", export.CALIBRATION_IMAGES))
         splits = ("validation", "test")
         labels = np.concatenate([sides.labels[split] for split in splits])
-        lower = np.concatenate([export.run(low, images(split))["score"].reshape(-1) for split in splits])
+        lower = np.concatenate([_flat(export.run(low, images(split))["score"]) for split in splits])
         whole = np.concatenate([full(split) for split in splits])
-        figures, why = export.precision_gate(labels, whole, lower.astype(np.float64), THRESHOLD)
+        figures, why = export.precision_gate(labels, whole, lower, THRESHOLD)
     except export.ExportError as error:
         why = str(error)
     if why:
@@ -656,14 +746,20 @@ def _lower_precision(
 
 
 def band(labels: Any, scores: Any, below: float) -> dict[str, Any]:
-    """Return the band of scores whose verdict is called uncertain, and what lies in it on validation."""
+    """Return the band of scores, or of confidence, whose verdict is called uncertain, and what validation has in it.
+
+    Args:
+        labels: of the validation images, shape (n,).
+        scores: of these images, shape (n,) or (n, classes).
+        below: least confidence of a verdict that is certain.
+    """
     low, high = 1 - below, below
-    inside = (scores >= low) & (scores < high)
-    right = (scores[inside] >= THRESHOLD) == labels[inside]
+    binary = scores.ndim == 1
+    inside = (scores >= low) & (scores < high) if binary else evaluation.confidences(scores) < below
+    right = evaluation.verdicts(scores[inside], THRESHOLD) == labels[inside]
     told = f"{right.mean():.0%} of their verdicts are right" if right.size else "there is none"
     return {
-        "low": low,
-        "high": high,
+        **({"low": low, "high": high} if binary else {"below": below}),
         "chosen_by": f"confidence below {below:g}: {inside.mean():.1%} of the validation images; {told}",
     }
 
@@ -673,6 +769,8 @@ def figures_of(manifest: Manifest, split: str, labels: Any, scores: Any, system:
     samples = manifest.of(split)
     patients = [sample.patient for sample in samples]
     found = evaluation.figures(labels, scores, THRESHOLD, patients, seed)
+    if "classes" in found:
+        found["classes"] = dict(zip(system.classes.values(), found["classes"], strict=True))
     kinds = [data.kind_of(sample.name, system.kind) for sample in samples]
     if named := evaluation.subgroups(kinds, labels, scores, THRESHOLD, patients, seed):
         found["subgroups"] = named
@@ -680,14 +778,20 @@ def figures_of(manifest: Manifest, split: str, labels: Any, scores: Any, system:
 
 
 def robustness_of(
-    predict: Callable[[Any], Any], sides: Sides, manifest: Manifest, seed: int, progress: Callable[..., None]
+    predict: Callable[[Any], Any],
+    sides: Sides,
+    manifest: Manifest,
+    system: System,
+    seed: int,
+    progress: Callable[..., None],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return `robustness` and `shortcuts` of the contract, both of test images.
+    """Return `robustness` and `shortcuts` of the contract, both of test images; none where the system asks for none.
 
     Args:
         predict: gives the scores, shape (n,), of pixels, shape (n, height, width, channels).
         sides: images of all splits.
         manifest: the data.
+        system: what is classified.
         seed: of what is drawn.
         progress: told what to write into the progress file.
     """
@@ -701,8 +805,13 @@ def robustness_of(
 
     chosen = some(sides.rows["test"].size, robustness.MOST_IMAGES)
     pixels, labels = sides.pixels[sides.rows["test"][chosen]], sides.labels["test"][chosen]
-    rows = robustness.table(predict, pixels, labels, THRESHOLD, seed, tell)
+    asked = [one for one in robustness.PERTURBATIONS if one.name in system.perturbations]
+    rows = robustness.table(predict, pixels, labels, THRESHOLD, seed, tell, asked)
     known = [row for row in rows if row["auroc"] is not None]
+    worst = min(known, key=lambda row: row["auroc"], default=None)
+    robust = {"images": len(chosen), "perturbations": rows, "worst": worst}
+    if not system.shortcuts:
+        return robust, {}
     covered = evaluation.auroc(labels, predict(robustness.cover(pixels)))
     train, test = manifest.of("train"), [manifest.of("test")[row] for row in chosen]
     train = [train[row] for row in some(len(train), robustness.MOST_FILES)]
@@ -710,28 +819,16 @@ def robustness_of(
     learned = [sample.label for sample in train]
     # Without images to learn from there is no second probe.
     files = evaluation.auroc(labels, robustness.linear_scores(traits[0], learned, traits[1])) if learned else math.nan
-    return (
-        {"images": len(chosen), "perturbations": rows, "worst": min(known, key=lambda row: row["auroc"], default=None)},
-        {
-            "covered_auroc": covered if math.isfinite(covered) else None,
-            "files_auroc": files if math.isfinite(files) else None,
-        },
-    )
+    return robust, {
+        "covered_auroc": covered if math.isfinite(covered) else None,
+        "files_auroc": files if math.isfinite(files) else None,
+    }
 
 
-def _limits(manifest: Manifest, test: Mapping[str, Any]) -> list[str]:
+def _limits(manifest: Manifest, test: Mapping[str, Any], system: System) -> list[str]:
     """Return what the model's figures do not say, in sentences for its card."""
-    limits = ["The verdict supports a physician's decision. It is no diagnosis."]
-    if manifest.synthetic:
-        limits.append("The model was trained on synthetic images: it knows nothing about patients.")
-    limits += [
-        f"The figures hold for {test['images']} test images from the source of the training images. Images of another "
-        "hospital, machine or age group can be judged much worse; nobody has measured how much.",
-        "Only the classes named here are known. Other findings are not looked for.",
-        "An image that is no chest X-ray is often, not always, recognised as such.",
-        "The heat map shows what the verdict rests on, on a coarse grid. It does not outline a lesion.",
-    ]
-    return limits
+    sentences = [system.synthetic] if manifest.synthetic else []
+    return [*sentences, *(sentence.format(images=test["images"]) for sentence in system.limits)]
 
 
 def _describe(manifest: Manifest) -> None:
@@ -753,10 +850,10 @@ def summary(version: str, figures: Mapping[str, Any], split: str = "test") -> st
         low, high = figures["intervals"][name]
         return f"{figures[name]:.4f} ({low:.3f} to {high:.3f})"
 
-    return (
-        f"{version}: {split} accuracy {figure('accuracy')}, sensitivity {figure('sensitivity')}, "
-        f"specificity {figure('specificity')}, AUROC {figure('auroc')} on {figures['images']} images"
-    )
+    shown = ["accuracy", "sensitivity", "specificity"] if "sensitivity" in figures else ["accuracy", "f1"]
+    words = {"f1": "macro F1"}
+    told = ", ".join(f"{words.get(name, name)} {figure(name)}" for name in shown)
+    return f"{version}: {split} {told}, AUROC {figure('auroc')} on {figures['images']} images"
 
 
 def _summary(found: Bundle) -> str:
@@ -787,6 +884,7 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
         sha256=job.data_sha256,
         anonymous=job.data_anonymous,
         synthetic_images=job.synthetic_images,
+        drawn=system.drawn,
         expected=_expected(job.expected),
         report=progress.report,
     )

@@ -1,15 +1,18 @@
 """Images to train on: where they come from, what is wrong with them, and who is on which side of the split.
 
-A source is a directory, a MedMNIST-style ``.npz``, ``s3://bucket/prefix``, ``https://….zip`` or ``.tar.gz`` with its
-SHA-256, or ``synthetic``. Whatever it is, `prepare` returns a `Manifest`: every image with its class, its patient and
-its split, every image that was left out with the reason, and the digest of it all. A patient is never on two sides.
+A source is a directory, a MedMNIST- or Keras-style ``.npz``, ``s3://bucket/prefix``, ``https://….zip`` or ``.tar.gz``
+with its SHA-256, a data set known by name, or ``synthetic``. Whatever it is, `prepare` returns a `Manifest`: every
+image with its class, its patient and its split, every image that was left out with the reason, and the digest of it
+all. A patient is never on two sides.
 
 Layout of a directory or archive: ``train/<class>/*.jpeg`` with an optional ``test/`` and ``val/`` beside ``train/``, or
-just ``<class>/*.jpeg``. A ``test`` that is there is kept as the test split; a ``val`` only when it is large enough.
+just ``<class>/*.jpeg``. A ``test`` that is there is kept as the test split; a ``val`` only when it is large enough. A
+directory may also hold the four files in which MNIST is published: ``train-images-idx3-ubyte`` and so on, or ``.gz``.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -50,6 +53,16 @@ FEWEST = 6
 RESERVE = 512 * 1024 * 1024
 MAX_PIXELS = 100_000_000
 TRIES = 4
+# Data sets known by name: address and SHA-256, as Keras' own loaders have them.
+KNOWN = {
+    "mnist": (
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
+        "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1",
+    ),
+}
+SOURCES = f"a directory, .npz, s3://, https://, {', '.join(KNOWN)} or synthetic"
+# Names of the files in which MNIST and its kin are published, by the split they hold.
+IDX = {"train": "train", "test": "t10k"}
 
 Pixels = NDArray[np.uint8]
 Report = Callable[[str, int, int], None]
@@ -92,7 +105,7 @@ class Manifest:
     """What there is to train on.
 
     Attributes:
-        source: kind of source: `directory`, `npz`, `s3`, `archive` or `synthetic`.
+        source: kind of source: `directory`, `npz`, `idx`, `s3`, `archive` or `synthetic`.
         root: directory or ``.npz`` that holds the images on this machine.
         synthetic: whether the images were drawn.
         classes: names of the classes as the data set has them.
@@ -411,17 +424,19 @@ def locate(
     synthetic_images: int = 1200,
     seed: int = 1,
     report: Report = _silent,
+    drawn: str = "chests",
 ) -> Located:
     """Bring a source to this machine.
 
     Args:
-        source: directory, ``.npz``, archive, ``s3://…``, ``https://…`` or ``synthetic``.
+        source: directory, ``.npz``, archive, ``s3://…``, ``https://…``, a key of `KNOWN` or ``synthetic``.
         cache: directory for what is fetched, unpacked or drawn.
         sha256: digest of a file that is fetched or named; required for ``http(s)://``.
         anonymous: whether S3 is asked without credentials.
         synthetic_images: how many images are drawn.
         seed: which synthetic images are drawn.
         report: told a message, how much is done and how much there is.
+        drawn: what they show, a key of `lightbox.synthetic.DRAWINGS`.
 
     Raises:
         DataError: the source is not there, is not what was expected, or the disk is full.
@@ -431,13 +446,17 @@ def locate(
         raise DataError("--data-sha256 is not a SHA-256: 64 hexadecimal digits are expected")
     cache.mkdir(parents=True, exist_ok=True)
     if source == "synthetic":
-        directory = cache / f"synthetic-{synthetic_images}-{seed}"
-        synthetic.generate(directory, synthetic_images, seed, report)
+        directory = cache / f"synthetic-{drawn}-{synthetic_images}-{seed}"
+        synthetic.generate(directory, synthetic_images, seed, report, drawn)
         return Located("synthetic", directory, synthetic=True)
+    if source in KNOWN:
+        source, published = KNOWN[source]
+        sha256 = sha256 or published
     kind = "s3" if source.startswith("s3://") else "directory"
     path = _fetch(source, cache, sha256, anonymous, report)
     if path.is_dir():
-        return Located(kind, path)
+        idx = _from_idx(path, cache)
+        return Located("idx", idx) if idx else Located(kind, path)
     found = file_digest(path)
     if sha256 and found != sha256:
         raise DataError(f"{path} is damaged: its SHA-256 is {found}, not {sha256}; fetch it again")
@@ -468,13 +487,54 @@ def _fetch(source: str, cache: Path, sha256: str, anonymous: bool, report: Repor
             _download(source, file, sha256, report)
         return file
     if parts.scheme:
-        raise DataError(
-            f"data cannot be fetched by {parts.scheme}: use a directory, .npz, s3://, https:// or synthetic"
-        )
+        raise DataError(f"data cannot be fetched by {parts.scheme}: use {SOURCES}")
     path = Path(source)
     if not path.exists():
-        raise DataError(f"there is no data at {path}: name a directory, .npz, s3://, https:// or synthetic")
+        raise DataError(f"there is no data at {path}: name {SOURCES}")
     return path
+
+
+def _idx(file: Path) -> NDArray[np.uint8]:
+    """Return the array in an IDX file: two zero bytes, type, number of axes, their lengths, and the values."""
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
+        if content[:3] != b"\0\0\x08":
+            raise ValueError("it holds no unsigned bytes")
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * shape.size).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise DataError(f"{file} cannot be read as IDX: {error}; fetch it again") from error
+
+
+def _from_idx(directory: Path, cache: Path) -> Path | None:
+    """Return an ``.npz`` of the IDX files in a directory, named by their digests; None where there are none.
+
+    Raises:
+        DataError: one of them is missing or cannot be read.
+    """
+    files: dict[str, Path] = {}
+    missing = []
+    for split, prefix in IDX.items():
+        for array, kind in (("x", "images?idx3"), ("y", "labels?idx1")):
+            # The dot that some copies have in place of a hyphen is fine too.
+            found = [file for end in ("", ".gz") for file in directory.glob(f"{prefix}-{kind}-ubyte{end}")]
+            if found:
+                files[f"{array}_{split}"] = found[0]
+            else:
+                missing.append(f"{prefix}-{kind.replace('?', '-')}-ubyte")
+    if not files:
+        return None
+    if missing:
+        raise DataError(f"{directory} lacks {', '.join(missing)} (or .gz): fetch the data again")
+    digest = hashlib.sha256("".join(file_digest(file) for file in files.values()).encode()).hexdigest()
+    target = cache / f"idx-{digest[:16]}.npz"
+    if not target.is_file():
+        part = target.with_suffix(".part")
+        arrays: dict[str, Any] = {array: _idx(file) for array, file in files.items()}
+        with part.open("wb") as stream:
+            np.savez(stream, **arrays)
+        part.replace(target)
+    return target
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -707,11 +767,12 @@ def prepare(
     synthetic_images: int = 1200,
     expected: Mapping[str, int] | None = None,
     report: Report = _silent,
+    drawn: str = "chests",
 ) -> tuple[Manifest, Pixels]:
     """Bring data here, look at every image, and split it by patient.
 
     Args:
-        source: see `locate`, also for `sha256`, `anonymous` and `synthetic_images`.
+        source: see `locate`, also for `sha256`, `anonymous`, `synthetic_images` and `drawn`.
         cache: directory for what is fetched and decoded.
         shape: what the images are turned into.
         classes: names of the classes in the order of their labels; None takes what the directory has.
@@ -728,7 +789,7 @@ def prepare(
     Raises:
         DataError: see `locate`; or classes, counts or arrays are not as they must be.
     """
-    located = locate(source, cache, sha256, anonymous, synthetic_images, seed, report)
+    located = locate(source, cache, sha256, anonymous, synthetic_images, seed, report, drawn)
     seen = _look(located, cache, shape, classes, report)
     samples, problems = _assign(seen.found, seen.unusable, pattern, seed, validation, test)
     manifest = seen.manifest(located, samples, problems)
@@ -761,7 +822,7 @@ def gather(
     manifest = seen.manifest(located, samples, problems)
     for name, count in manifest.counts()["test"].items():
         if not count:
-            raise DataError(f"{source} has no usable image of {name}: both classes are needed to measure a model")
+            raise DataError(f"{source} has no usable image of {name}: every class is needed to measure a model")
     return manifest, seen.pixels
 
 

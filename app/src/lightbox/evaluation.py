@@ -1,6 +1,8 @@
-"""How good a binary classifier is: figures, the threshold, and the calibration of its scores. NumPy only.
+"""How good a classifier is: figures, the threshold, and the calibration of its scores. NumPy only.
 
-Labels are 0 and 1, scores are probabilities of 1.
+Of two classes, labels are 0 and 1 and scores are probabilities of 1, shape (n,). Of more, labels are indices and scores
+are probabilities of each class, shape (n, classes); what speaks of one class then speaks of it against all others, and
+what has no class is the mean over classes (the macro average).
 """
 
 from __future__ import annotations
@@ -16,20 +18,65 @@ EPSILON = 1e-7
 DRAWS, LEVEL = 1000, 0.95
 # Weights held at once.
 CELLS = 4_000_000
+# Figures of one class of several against the others, by their names among those of two classes.
+OF_A_CLASS = {
+    "sensitivity": "recall",
+    "precision": "precision",
+    "f1": "f1",
+    "auroc": "auroc",
+    "auprc": "auprc",
+}
 
 Doubles = NDArray[np.float64]
 
 
+def _read(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[Any], Doubles]:
+    """Return labels and scores as arrays: booleans beside scores of shape (n,), indices beside (n, classes)."""
+    p = np.asarray(scores, dtype=np.float64)
+    return np.asarray(labels).astype(bool if p.ndim == 1 else np.int64), p
+
+
+def verdicts(scores: ArrayLike, limit: float) -> NDArray[np.int64]:
+    """Return the label given to each image, shape (n,).
+
+    Args:
+        scores: shape (n,) or (n, classes).
+        limit: the threshold; of two classes the verdict is 1 from it on. Of more it is the most probable one.
+    """
+    p = np.asarray(scores, dtype=np.float64)
+    return (p >= limit).astype(np.int64) if p.ndim == 1 else p.argmax(axis=1)
+
+
+def confidences(scores: ArrayLike) -> Doubles:
+    """Return the probability of each image's most probable class, shape (n,)."""
+    p = np.asarray(scores, dtype=np.float64)
+    return np.maximum(p, 1 - p) if p.ndim == 1 else p.max(axis=1)
+
+
 def logits(scores: ArrayLike) -> Doubles:
-    """Return the log odds of probabilities, kept finite."""
+    """Return the logits of probabilities, kept finite: log odds of shape (n,), or logarithms of shape (n, classes)."""
     p = np.clip(np.asarray(scores, dtype=np.float64), EPSILON, 1 - EPSILON)
-    return np.log(p / (1 - p))
+    return np.log(p / (1 - p)) if p.ndim == 1 else np.log(p)
+
+
+def probabilities(z: Doubles) -> Doubles:
+    """Return the probabilities of logits, shape (n,) or (n, classes)."""
+    if z.ndim == 1:
+        return np.asarray(1 / (1 + np.exp(-z)))
+    return np.asarray(np.exp(z - np.logaddexp.reduce(z, axis=1, keepdims=True)))
+
+
+def _losses(y: NDArray[Any], z: Doubles) -> Doubles:
+    """Return the negative log likelihood of each image by its logits, shape (n,) or (n, classes)."""
+    if z.ndim == 1:
+        return np.asarray(np.logaddexp(0, z) - y * z)
+    return np.asarray(np.logaddexp.reduce(z, axis=1) - z[np.arange(y.size), y])
 
 
 def log_loss(labels: ArrayLike, scores: ArrayLike) -> float:
     """Return the mean negative log likelihood."""
-    y, z = np.asarray(labels, dtype=np.float64), logits(scores)
-    return float(np.mean(np.logaddexp(0, z) - y * z))
+    y, p = _read(labels, scores)
+    return float(np.mean(_losses(y, logits(p))))
 
 
 def _areas(y: NDArray[np.bool_], p: Doubles, weights: Doubles) -> tuple[Doubles, Doubles]:
@@ -50,31 +97,35 @@ def _areas(y: NDArray[np.bool_], p: Doubles, weights: Doubles) -> tuple[Doubles,
     return area, average
 
 
-def _calibration(y: NDArray[np.bool_], p: Doubles, weights: Doubles, bins: int = 10) -> Doubles:
+def _calibration(y: NDArray[Any], p: Doubles, weights: Doubles, bins: int = 10) -> Doubles:
     """Return the expected calibration error for each row of weights, shape (draws, n)."""
     confidence, right, index = _bins(y, p, bins)
     gaps = [abs(weights[:, index == b] @ (right - confidence)[index == b]) for b in np.unique(index)]
     return np.sum(gaps, axis=0) / weights.sum(axis=1)
 
 
-def _bins(y: NDArray[np.bool_], p: Doubles, bins: int) -> tuple[Doubles, NDArray[np.bool_], NDArray[np.int64]]:
+def _bins(y: NDArray[Any], p: Doubles, bins: int) -> tuple[Doubles, NDArray[np.bool_], NDArray[np.int64]]:
     """Return of each image the confidence of the predicted class, whether it is right, and the confidence's bin."""
-    confidence, right = np.where(p >= 0.5, p, 1 - p), (p >= 0.5) == y
+    confidence, right = confidences(p), verdicts(p, 0.5) == y
     return confidence, right, np.minimum((confidence * bins).astype(np.int64), bins - 1)
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Return the area under the receiver operating characteristic; ties count half. NaN when a class is absent.
 
-    It equals the Mann-Whitney U statistic divided by the number of pairs.
+    It equals the Mann-Whitney U statistic divided by the number of pairs. Of several classes it is the mean of those of
+    each class against the others.
     """
-    y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
-    return float(_areas(y, p, np.ones((1, y.size)))[0][0])
+    y, p = _read(labels, scores)
+    weights = np.ones((1, y.size))
+    if p.ndim == 1:
+        return float(_areas(y, p, weights)[0][0])
+    return float(np.mean([_areas(y == label, p[:, label], weights)[0][0] for label in range(p.shape[1])]))
 
 
 def calibration_error(labels: ArrayLike, scores: ArrayLike) -> float:
     """Return the expected calibration error over bins of equal width (Guo et al., 2017) of the predicted class."""
-    y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    y, p = _read(labels, scores)
     return float(_calibration(y, p, np.ones((1, y.size)))[0])
 
 
@@ -102,7 +153,7 @@ def roc(labels: ArrayLike, scores: ArrayLike, points: int = 100) -> dict[str, li
 
 def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = 10) -> list[dict[str, float]]:
     """Return, per bin of the confidence of the predicted class, its mean, the accuracy and the number of images."""
-    y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    y, p = _read(labels, scores)
     confidence, right, index = _bins(y, p, bins)
     return [
         {
@@ -116,11 +167,11 @@ def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = 10) -> list[di
 
 def temperature(labels: ArrayLike, scores: ArrayLike) -> float:
     """Return what the logits must be divided by for the smallest log loss (Guo et al., 2017), between 0.25 and 8."""
-    y, z = np.asarray(labels, dtype=np.float64), logits(scores)
+    y, p = _read(labels, scores)
+    z = logits(p)
 
     def loss(log_t: float) -> float:
-        scaled = z / np.exp(log_t)
-        return float(np.mean(np.logaddexp(0, scaled) - y * scaled))
+        return float(np.mean(_losses(y, z / np.exp(log_t))))
 
     # Golden section: the loss is convex in 1 / T, so it has one valley in log T.
     low, high, ratio = np.log(0.25), np.log(8.0), (np.sqrt(5) - 1) / 2
@@ -170,25 +221,52 @@ def threshold(labels: ArrayLike, scores: ArrayLike, rule: str) -> float:
     return float(edges[int(np.argmax(np.where(best, gaps, -1)))])
 
 
-def _measure(y: NDArray[np.bool_], p: Doubles, limit: float, weights: Doubles) -> dict[str, Doubles]:
-    """Return each figure for each row of weights, shape (draws, n); NaN where it is not defined."""
-    called = p >= limit
+def _rates(y: NDArray[np.bool_], p: Doubles, called: NDArray[np.bool_], weights: Doubles) -> dict[str, Doubles]:
+    """Return the figures of verdicts and of the order of scores for each row of weights, shape (draws, n).
+
+    Args:
+        y: whether an image is of the class, shape (n,).
+        p: score of the class, shape (n,).
+        called: whether the verdict is that class, shape (n,).
+        weights: how often each image counts.
+    """
     tn, fp, fn, tp = (weights @ part for part in (~called & ~y, called & ~y, ~called & y, called & y))
     area, average = _areas(y, p, weights)
-    total, z = weights.sum(axis=1), logits(p)
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
-            "accuracy": (tp + tn) / total,
+            "accuracy": (tp + tn) / weights.sum(axis=1),
             "sensitivity": tp / (tp + fn),
             "specificity": tn / (tn + fp),
             "precision": tp / (tp + fp),
             "f1": 2 * tp / (2 * tp + fp + fn),
             "auroc": area,
             "auprc": average,
-            "loss": weights @ (np.logaddexp(0, z) - y * z) / total,
-            "brier": weights @ (p - y) ** 2 / total,
-            "ece": _calibration(y, p, weights),
         }
+
+
+def _measure(y: NDArray[Any], p: Doubles, limit: float, weights: Doubles) -> dict[str, Doubles]:
+    """Return each figure for each row of weights, shape (draws, n); NaN where it is not defined.
+
+    Of several classes the figures of one are named after its label and themselves, such as ``3 recall``.
+    """
+    total, called = weights.sum(axis=1), verdicts(p, limit)
+    if p.ndim == 1:
+        found, squares = _rates(y, p, called.astype(bool), weights), (p - y) ** 2
+    else:
+        classes = range(p.shape[1])
+        rates = [_rates(y == label, p[:, label], called == label, weights) for label in classes]
+        found = {"accuracy": weights @ (called == y) / total}
+        for name, own in OF_A_CLASS.items():
+            found[own] = np.mean([one[name] for one in rates], axis=0)
+            found.update({f"{label} {own}": rates[label][name] for label in classes})
+        # The score of Brier (1950): over all classes, from 0 to 2.
+        squares = ((p - (y[:, None] == np.arange(p.shape[1]))) ** 2).sum(axis=1)
+    return {
+        **found,
+        "loss": weights @ _losses(y, logits(p)) / total,
+        "brier": weights @ squares / total,
+        "ece": _calibration(y, p, weights),
+    }
 
 
 def _intervals(
@@ -222,32 +300,43 @@ def _intervals(
 def figures(
     labels: ArrayLike, scores: ArrayLike, limit: float, groups: ArrayLike | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Return every figure of ``metrics`` in a bundle's contract.
+    """Return every figure of ``metrics`` in a bundle's contract; of several classes, ``classes`` has those of each.
 
     Args:
         labels: shape (n,).
-        scores: shape (n,).
-        limit: the threshold; the verdict is 1 from it on.
+        scores: shape (n,) or (n, classes).
+        limit: the threshold, see :func:`verdicts`.
         groups: what images belong together, such as a patient's, shape (n,); with it, ``intervals`` hold the bounds of
             95 % of the figures when groups are drawn anew with replacement.
         seed: of these draws.
     """
-    y, p = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
-    called = p >= limit
+    y, p = _read(labels, scores)
+    classes, called = 2 if p.ndim == 1 else p.shape[1], verdicts(p, limit)
     found: dict[str, Any] = {"images": int(y.size)}
     for name, values in _measure(y, p, limit, np.ones((1, y.size))).items():
         found[name] = float(values[0]) if np.isfinite(values[0]) else None
     if groups is not None:
         found["intervals"] = _intervals(lambda weights: _measure(y, p, limit, weights), groups, seed)
+    if p.ndim == 1:
+        found["roc"] = roc(y, p)
+    else:
+        found["classes"] = [_of_class(found, label, int((y == label).sum())) for label in range(classes)]
+    counts = np.bincount(y.astype(np.int64) * classes + called, minlength=classes**2)
     return {
         **found,
-        "roc": roc(y, p),
         "reliability": reliability(y, p),
-        "confusion_matrix": [
-            [int((~called & ~y).sum()), int((called & ~y).sum())],
-            [int((~called & y).sum()), int((called & y).sum())],
-        ],
+        "confusion_matrix": counts.reshape(classes, classes).tolist(),
     }
+
+
+def _of_class(found: dict[str, Any], label: int, images: int) -> dict[str, Any]:
+    """Take the figures of one class, and their intervals, out of those of all."""
+    names = {f"{label} {own}": own for own in OF_A_CLASS.values()}
+    one: dict[str, Any] = {"images": images, **{own: found.pop(name) for name, own in names.items()}}
+    if "intervals" in found:
+        bounds = found["intervals"]
+        one["intervals"] = {own: bounds.pop(name) for name, own in names.items() if name in bounds}
+    return one
 
 
 def subgroups(
@@ -258,12 +347,12 @@ def subgroups(
     Args:
         kinds: kind of each image; an image of the empty kind counts nowhere; length n.
         labels: shape (n,).
-        scores: shape (n,).
-        limit: the threshold; the verdict is 1 from it on.
+        scores: shape (n,) or (n, classes).
+        limit: the threshold, see :func:`verdicts`.
         groups: what images belong together, as in :func:`figures`; length n.
         seed: as in :func:`figures`.
     """
-    right = (np.asarray(scores, dtype=np.float64) >= limit) == np.asarray(labels).astype(bool)
+    right = verdicts(scores, limit) == np.asarray(labels)
     found = {}
     for kind in sorted(set(kinds) - {""}):
         rows = np.flatnonzero(np.asarray(kinds) == kind)

@@ -1,7 +1,8 @@
 """The serving form: a trained network compiled for ONNX Runtime, with its heat map and its test of familiarity.
 
 The compiled graph has three outputs for an image: ``score``, as the network gives it; ``heat``, where the image speaks
-for the finding; ``distance``, how far its features lie from those of the training images. All three come from one pass.
+for the finding, or for each of several classes; ``distance``, how far its features lie from those of the training
+images. All three come from one pass. A network that does not end in global average pooling has no ``heat``.
 
 Needs TensorFlow for compiling, which is imported where it is used; quantization needs ONNX Runtime alone.
 """
@@ -129,6 +130,17 @@ def _after_pooling(model: Any) -> tuple[Any, list[Any]]:
     return pooling, head
 
 
+def _features(model: Any) -> Any:
+    """Return the tensor of a network's features: what it pools, or else what its last dense layer takes."""
+    import keras
+
+    try:
+        return _after_pooling(model)[0].output
+    except ExportError:
+        before = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dropout)]
+        return before[before.index(model.get_layer(SCORE)) - 1].output
+
+
 def _explanation(head: list[Any], familiar: Familiar | None) -> Any:
     """Return a layer from feature maps, their means and the outputs of the head's ReLUs to heat map and distance.
 
@@ -138,6 +150,7 @@ def _explanation(head: list[Any], familiar: Familiar | None) -> Any:
     import keras
     from keras import ops
 
+    outputs = head[-1].units
     # From the score backwards: a matrix to multiply by, a vector to scale by, or None for the mask of a ReLU.
     chain: list[NDArray[np.float32] | None] = []
     for layer in reversed(head):
@@ -154,15 +167,19 @@ def _explanation(head: list[Any], familiar: Familiar | None) -> Any:
 
         def call(self, maps: Any, pooled: Any, kinks: list[Any]) -> dict[str, Any]:
             waiting = list(kinks)
-            gradient = ops.ones((1, 1))
+            # Shape (n or 1, outputs, units). What adds alike to the logits of all classes speaks for none of them.
+            gradient = ops.ones((1, 1, 1)) if outputs == 1 else ops.expand_dims(ops.eye(outputs) - 1 / outputs, 0)
             for link in chain:
                 if link is None:
-                    gradient = ops.multiply(gradient, ops.cast(waiting.pop() > 0, "float32"))
+                    gradient = ops.multiply(gradient, ops.expand_dims(ops.cast(waiting.pop() > 0, "float32"), 1))
                 elif link.ndim == 1:
                     gradient = ops.multiply(gradient, _constant(link))
                 else:
                     gradient = ops.matmul(gradient, _constant(link))
-            heat = ops.sum(maps * ops.reshape(gradient, (-1, 1, 1, maps.shape[-1])), axis=-1)
+            if outputs == 1:
+                heat = ops.sum(maps * ops.reshape(gradient, (-1, 1, 1, maps.shape[-1])), axis=-1)
+            else:
+                heat = ops.matmul(maps, ops.expand_dims(ops.transpose(gradient, (0, 2, 1)), 1))
             found = {"heat": heat}
             if familiar is not None:
                 found["distance"] = familiar.distance(pooled)
@@ -174,11 +191,13 @@ def _explanation(head: list[Any], familiar: Familiar | None) -> Any:
 def with_explanations(model: Any, familiar: Familiar | None) -> Any:
     """Return the network with its outputs ``score``, ``heat`` (n, height, width) and ``distance`` (n,).
 
+    Of several classes ``heat`` has a map for each: (n, height, width, classes).
+
     ``heat`` is what each place of the last feature map adds to the logit: its mean is the logit less its constant part
     where the head is one layer (Zhou et al., 2016), and its first-order change otherwise (Selvaraju et al., 2017).
 
     Args:
-        model: a network with one sigmoid output, named ``score``.
+        model: a network whose last layer is named ``score``.
         familiar: distribution of its pooled features; None leaves ``distance`` out.
 
     Raises:
@@ -192,12 +211,35 @@ def with_explanations(model: Any, familiar: Familiar | None) -> Any:
     return keras.Model(model.input, {"score": model.get_layer(SCORE).output, **found}, name=model.name)
 
 
-def features(model: Any, batches: Batches) -> Doubles:
-    """Return the pooled features of images, shape (n, features)."""
+def serving_network(model: Any, familiar: Familiar) -> Any:
+    """Return the network with every output it can have: as `with_explanations` does, or without ``heat``.
+
+    Args:
+        model: a network whose last layer is named ``score``.
+        familiar: distribution of its features.
+    """
     import keras
 
-    pooling, _ = _after_pooling(model)
-    extractor = keras.Model(model.input, pooling.output)
+    try:
+        return with_explanations(model, familiar)
+    except ExportError:
+        pass
+
+    class Distance(keras.layers.Layer):
+        """How far features lie from those of the training images."""
+
+        def call(self, values: Any) -> Any:
+            return familiar.distance(values)
+
+    outputs = {"score": model.get_layer(SCORE).output, "distance": Distance()(_features(model))}
+    return keras.Model(model.input, outputs, name=model.name)
+
+
+def features(model: Any, batches: Batches) -> Doubles:
+    """Return the features of images, shape (n, features): what the network pools, or what its last layer takes."""
+    import keras
+
+    extractor = keras.Model(model.input, _features(model))
     return np.concatenate([np.asarray(extractor.predict_on_batch(x), dtype=np.float64) for x in batches])
 
 
@@ -234,11 +276,17 @@ def run(file: Path, batches: Batches) -> dict[str, NDArray[np.float32]]:
 
 
 def compare(trained: Doubles, compiled: Doubles, limit: float) -> dict[str, Any]:
-    """Return how far the scores of two forms of a network are apart, shapes (n,), and how many verdicts differ."""
+    """Return how far the scores of two forms of a network are apart and how many verdicts differ.
+
+    Args:
+        trained: shape (n,) or (n, classes).
+        compiled: in the same shape.
+        limit: the threshold, see `lightbox.evaluation.verdicts`.
+    """
     return {
-        "images": int(trained.size),
+        "images": len(trained),
         "max_abs_difference": float(np.abs(trained - compiled).max()),
-        "label_flips": int(((trained >= limit) != (compiled >= limit)).sum()),
+        "label_flips": int((evaluation.verdicts(trained, limit) != evaluation.verdicts(compiled, limit)).sum()),
     }
 
 
@@ -305,9 +353,9 @@ def precision_gate(labels: NDArray[np.int64], full: Doubles, low: Doubles, limit
     """Compare a form of lower precision with the full one on labelled images.
 
     Args:
-        labels: 0 or 1, shape (n,).
-        full: scores of the fp32 form, shape (n,).
-        low: scores of the other, shape (n,).
+        labels: indices of the classes, shape (n,).
+        full: scores of the fp32 form, shape (n,) or (n, classes).
+        low: scores of the other, in the same shape.
         limit: the decision threshold.
 
     Returns:

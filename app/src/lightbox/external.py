@@ -23,7 +23,7 @@ from PIL import Image
 
 from lightbox import data, evaluation, report
 from lightbox.bundle import BundleError
-from lightbox.cnn import System, band, figures_of, robustness_of
+from lightbox.cnn import System, band, figures_of, robustness_of, write_predictions
 from lightbox.data import Manifest, Shape
 from lightbox.images import enough_for, open_image
 from lightbox.serving import Engine, record_smoke
@@ -53,17 +53,17 @@ class Films:
     progress: Callable[..., None]
 
     def labels(self, split: str) -> NDArray[np.int64]:
-        """Return the labels of a side, 0 or 1, shape (n,)."""
+        """Return the labels of a side, shape (n,)."""
         return np.asarray([sample.label for sample in self.manifest.of(split)], dtype=np.int64)
 
     def scores(self, engine: Engine, split: str) -> Doubles:
-        """Return the scores of a side as the service gives them, shape (n,)."""
+        """Return the scores of a side as the service gives them, shape (n,) of a sigmoid, (n, labels) of a softmax."""
         takes, samples, found = engine.bundle.input, self.manifest.of(split), []
         enough = enough_for(takes.height, takes.width)
         for number, (_, content) in enumerate(data.pictures(self.manifest, samples), 1):
-            found.append(engine.predict(open_image(content, enough=enough))[0])
+            found.append(engine.predict(open_image(content, enough=enough)))
             self.progress(message=f"images judged, {number} of {len(samples)}")
-        return np.asarray(found)
+        return _plain(found)
 
     def figures(self, split: str, scores: Doubles) -> dict[str, Any]:
         """Return the figures of a side."""
@@ -74,11 +74,11 @@ class Films:
 
         def predict(images: data.Pixels) -> Doubles:
             pictures = (Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in images)
-            return np.asarray([engine.predict(picture)[0] for picture in pictures])
+            return _plain([engine.predict(picture) for picture in pictures])
 
         rows = {"test": np.asarray([sample.row for sample in self.manifest.of("test")])}
         sides = Sides(self.pixels, rows, {"test": self.labels("test")})
-        return robustness_of(predict, sides, self.manifest, self.seed, self.progress)
+        return robustness_of(predict, sides, self.manifest, self.system, self.seed, self.progress)
 
     def told(self) -> dict[str, Any]:
         """Return what a contract says of the images."""
@@ -120,8 +120,8 @@ def evaluate(
         BundleError, DataError, ServingError: the bundle or the images cannot be used.
     """
     engine = Engine(model, os.cpu_count() or 1)
-    if engine.bundle.output != "sigmoid":
-        raise BundleError(f"{engine.version} has {len(engine.labels)} labels: only two can be evaluated so far")
+    if rule and engine.bundle.output != "sigmoid":
+        raise BundleError(f"{engine.version} has {len(engine.labels)} labels: there is no threshold to choose anew")
     takes = engine.bundle.input
     shape = Shape(takes.height, takes.width, takes.color, engine.contract["preprocessing"]["resize"])
 
@@ -144,6 +144,12 @@ def evaluate(
     shutil.rmtree(result, ignore_errors=True)
     unfinished.replace(result)
     return result
+
+
+def _plain(scores: list[tuple[float, ...]]) -> Doubles:
+    """Return scores as an array, that of a sigmoid without its axis of length one."""
+    found = np.asarray(scores, dtype=np.float64)
+    return found[:, 0] if found.shape[1] == 1 else found
 
 
 def _halved(manifest: Manifest, seed: int) -> Manifest:
@@ -173,14 +179,9 @@ def _judge(contract: dict[str, Any], name: str, engine: Engine, films: Films) ->
 
 
 def _write(directory: Path, contract: dict[str, Any], engine: Engine, films: Films, scores: dict[str, Doubles]) -> None:
-    """Write the contract and the score of every image."""
+    """Write the contract and the scores of every image."""
     (directory / "evaluation.json").write_text(json.dumps(contract, indent=2) + "\n")
-    lines = [
-        f"{sample.name},{split},{engine.labels[sample.label]},{score:.6f}"
-        for split, values in scores.items()
-        for sample, score in zip(films.manifest.of(split), values, strict=True)
-    ]
-    (directory / "predictions.csv").write_text("\n".join(["image,split,label,score", *lines]) + "\n")
+    write_predictions(directory / "predictions.csv", films.manifest, scores, engine.labels)
 
 
 def _recalibrate(engine: Engine, films: Films, rule: str, directory: Path) -> None:

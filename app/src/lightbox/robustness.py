@@ -164,18 +164,23 @@ def table(
     limit: float,
     seed: int,
     report: Callable[[int, int], None] = lambda *_: None,
+    perturbations: Sequence[Perturbation] = PERTURBATIONS,
 ) -> list[dict[str, Any]]:
-    """Return the figures of a model under every perturbation.
+    """Return the figures of a model under every perturbation; none for no perturbation.
 
     Args:
-        predict: gives the scores of images as they are stored, shape (n, height, width, channels), 0 to 255.
+        predict: gives the scores, shape (n,) or (n, classes), of images as they are stored, shape (n, height, width,
+            channels), 0 to 255.
         pixels: images, in that shape.
-        labels: 0 or 1, shape (n,).
-        limit: the threshold; the verdict is 1 from it on.
+        labels: indices of the classes, shape (n,).
+        limit: the threshold, see `lightbox.evaluation.verdicts`.
         seed: of what is drawn.
         report: told how many images of how many are scored.
+        perturbations: what is done to the images.
     """
-    cases = [(one, strength) for one in PERTURBATIONS for strength in one.strengths]
+    cases = [(one, strength) for one in perturbations for strength in one.strengths]
+    if not cases:
+        return []
     images = (image for one, strength in cases for image in changed(pixels, one, strength, seed))
     total, scores = len(cases) * len(pixels), []
     # Blocks regardless of where a perturbation ends: a network takes as long for a few images as for a batch.
@@ -183,9 +188,11 @@ def table(
         scores.append(predict(np.stack([next(images) for _ in range(min(BLOCK, total - done))])))
         report(min(done + BLOCK, total), total)
     rows = []
-    for (one, strength), found in zip(cases, np.concatenate(scores).reshape(len(cases), -1), strict=True):
+    for (one, strength), found in zip(cases, np.split(np.concatenate(scores), len(cases)), strict=True):
         figures = evaluation.figures(labels, found, limit)
-        kept = {name: figures[name] for name in ("auroc", "accuracy", "sensitivity", "specificity")}
+        kept: dict[str, Any] = {
+            n: figures[n] for n in ("auroc", "accuracy", "sensitivity", "specificity") if n in figures
+        }
         rows.append({"name": one.name, "strength": strength, "words": one.words.format(strength), **kept})
     return rows
 

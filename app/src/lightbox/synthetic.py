@@ -1,8 +1,10 @@
-"""Drawn, chest-like images, for a rehearsal without any data.
+"""Drawn images, for a rehearsal without any data: chests and digits.
 
-Nobody was X-rayed for them and nothing medical can be learnt from them: each carries the word SYNTHETIC. They have
-what the classifier must cope with: anatomy that differs from patient to patient, several images of one patient,
+Nobody was X-rayed for the chests and nothing medical can be learnt from them: each carries the word SYNTHETIC. They
+have what the classifier must cope with: anatomy that differs from patient to patient, several images of one patient,
 exposure, noise, ribs and vessels that look like findings, and findings from plain to barely visible.
+
+Nobody wrote the digits: strokes of a few points are bent, slanted, stretched and drawn with pens of different width.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,35 +147,191 @@ def _plan(images: int, seed: int) -> list[tuple[str, str, int, int]]:
     return plan
 
 
+def _chest(name: str, patient: int, number: int, seed: int) -> Image.Image:
+    anatomy = _anatomy(np.random.default_rng([DRAWING, seed, patient]))
+    return draw(anatomy, name == CLASSES[1], np.random.default_rng([DRAWING, seed, patient, number]))
+
+
+# --- digits -----------------------------------------------------------------------------------------------------------
+
+DIGIT_SIDE = 28
+# Times that size, a digit is drawn, so that its edges are smooth.
+FINE = 4
+
+
+def _arc(x: float, y: float, rx: float, ry: float, begin: float, end: float) -> list[tuple[float, float]]:
+    """Return points on an ellipse, from one angle to another; degrees, clockwise from the right."""
+    steps = max(3, round(abs(end - begin) / 30))
+    angles = np.radians(np.linspace(begin, end, steps + 1))
+    return [(x + rx * float(np.cos(angle)), y + ry * float(np.sin(angle))) for angle in angles]
+
+
+# Ways to write each digit: strokes of points in a box from 0 to 1, downwards.
+Strokes = list[list[tuple[float, float]]]
+DIGITS: tuple[tuple[Strokes, ...], ...] = (
+    ([_arc(0.5, 0.5, 0.36, 0.5, -90, 270)], [_arc(0.5, 0.5, 0.36, 0.5, -60, 290)]),
+    ([[(0.5, 0), (0.5, 0.5), (0.5, 1)]], [[(0.3, 0.22), (0.52, 0), (0.5, 0.5), (0.5, 1)]]),
+    (
+        [[*_arc(0.48, 0.28, 0.34, 0.28, -170, 30), (0.5, 0.72), (0.12, 1), (0.5, 0.98), (0.9, 1)]],
+        [
+            [
+                *_arc(0.48, 0.28, 0.34, 0.28, -170, 40),
+                (0.4, 0.8),
+                *_arc(0.26, 0.88, 0.14, 0.1, 90, 270),
+                (0.55, 0.92),
+                (0.95, 0.98),
+            ]
+        ],
+    ),
+    (
+        [[*_arc(0.46, 0.25, 0.33, 0.25, -160, 80), (0.42, 0.48), *_arc(0.46, 0.74, 0.36, 0.26, -80, 160)]],
+        [[(0.15, 0.02), (0.8, 0), (0.45, 0.4), *_arc(0.44, 0.7, 0.38, 0.3, -80, 150)]],
+    ),
+    (
+        [[(0.2, 0), (0.12, 0.55), (0.85, 0.52)], [(0.72, 0.1), (0.7, 0.5), (0.68, 1)]],
+        [[(0.68, 1), (0.7, 0.5), (0.72, 0), (0.4, 0.32), (0.08, 0.66), (0.5, 0.66), (0.95, 0.64)]],
+    ),
+    (
+        [[(0.85, 0), (0.25, 0.02), (0.2, 0.42), *_arc(0.44, 0.7, 0.4, 0.3, -80, 150)]],
+        [[(0.25, 0), (0.2, 0.42), *_arc(0.44, 0.7, 0.4, 0.3, -80, 150)], [(0.25, 0.02), (0.55, 0.03), (0.9, 0)]],
+    ),
+    (
+        [[(0.7, 0), (0.35, 0.25), (0.16, 0.6), *_arc(0.5, 0.74, 0.34, 0.26, 180, -180)]],
+        [[(0.5, 0), (0.22, 0.35), (0.16, 0.74), *_arc(0.5, 0.76, 0.34, 0.24, 170, -190)]],
+    ),
+    (
+        [[(0.1, 0.04), (0.5, 0.03), (0.88, 0), (0.6, 0.45), (0.4, 1)]],
+        [[(0.1, 0.04), (0.5, 0.03), (0.88, 0), (0.6, 0.45), (0.4, 1)], [(0.3, 0.5), (0.55, 0.5), (0.85, 0.48)]],
+    ),
+    (
+        [[*_arc(0.5, 0.25, 0.3, 0.25, -30, -250), *_arc(0.5, 0.75, 0.34, 0.25, -80, 240), (0.55, 0.45), (0.78, 0.15)]],
+        [_arc(0.5, 0.24, 0.3, 0.24, 90, -270), _arc(0.5, 0.74, 0.36, 0.26, -90, 270)],
+    ),
+    (
+        [[*_arc(0.48, 0.28, 0.32, 0.28, 0, -360), (0.8, 0.5), (0.76, 1)]],
+        [[*_arc(0.48, 0.28, 0.32, 0.28, -20, -360), (0.78, 0.6), *_arc(0.46, 0.76, 0.3, 0.24, 20, 140)]],
+    ),
+)
+
+
+def _smooth(points: Floats, steps: int = 8) -> Floats:
+    """Return a curve through points, shape (n, 2): a Catmull-Rom spline."""
+    padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
+    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
+    parts = []
+    for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        parts.append(b + t * (c - a) / 2 + t**2 * (a - 2.5 * b + 2 * c - d / 2) + t**3 * (1.5 * (b - c) + (d - a) / 2))
+    return np.concatenate([*parts, points[-1:]])
+
+
+def draw_digit(digit: int, rng: np.random.Generator) -> Image.Image:
+    """Draw a digit, white on black, 28 by 28 pixels, as large and as central as MNIST has them.
+
+    Args:
+        digit: from 0 to 9.
+        rng: source of everything in which two of them differ.
+
+    Returns:
+        A grey image of mode ``L``.
+    """
+    ways = DIGITS[digit]
+    strokes = [np.asarray(stroke) - 0.5 for stroke in ways[int(rng.integers(len(ways)))]]
+    slant, angle = rng.normal(0.12, 0.18), rng.normal(0, 0.08)
+    wide = rng.uniform(0.55, 0.95)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    bend = np.array([[wide, 0], [-slant, 1]]) @ turn
+    # Points that lie close together are moved alike, or small loops would tear.
+    waves = rng.normal(0, 0.05, (2, 2, 2))
+    curves = [
+        _smooth((stroke + np.sin(2 * np.pi * stroke @ waves[0] * 8) * waves[1, 0] + rng.normal(0, 0.02, stroke.shape))
+                @ bend)
+        for stroke in strokes
+    ]  # fmt: skip
+    every = np.concatenate(curves)
+    low, high = every.min(axis=0), every.max(axis=0)
+    size = rng.uniform(17, 20) / max(*(high - low), 0.3)
+    place = DIGIT_SIDE / 2 + rng.normal(0, 0.7, 2)
+    pen = rng.uniform(1.4, 3.4) * FINE
+    canvas = Image.new("L", (DIGIT_SIDE * FINE,) * 2)
+    pencil = ImageDraw.Draw(canvas)
+    for curve in curves:
+        points = ((curve - (low + high) / 2) * size + place) * FINE
+        for x, y in points:
+            pencil.ellipse((x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2), fill=255)
+        pencil.line([(float(x), float(y)) for x, y in points], fill=255, width=round(pen), joint="curve")
+    small = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.6) * FINE))
+    return small.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BOX)
+
+
+def _digit_plan(images: int, _seed: int) -> list[tuple[str, str, int, int]]:
+    """Return class, file name, number and again number of every image; every digit comes as often as the others."""
+    return [(str(n % 10), f"synthetic-d{n:06d}.png", n, n) for n in range(images)]
+
+
+def _digit(name: str, _writer: int, number: int, seed: int) -> Image.Image:
+    return draw_digit(int(name), np.random.default_rng([DRAWING, seed, number]))
+
+
+# --- sets of images ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Images that can be drawn.
+
+    Attributes:
+        classes: names of the classes.
+        words: what each file says of itself.
+        plan: gives class, file name, patient and number of every image, from how many there are and the seed.
+        draw: draws an image, from class, patient, number and seed.
+    """
+
+    classes: tuple[str, ...]
+    words: str
+    plan: Callable[[int, int], list[tuple[str, str, int, int]]]
+    draw: Callable[[str, int, int, int], Image.Image]
+
+
+DRAWINGS = {
+    "chests": Drawing(CLASSES, "Synthetic image drawn by Lightbox. Not an X-ray of anybody.", _plan, _chest),
+    "digits": Drawing(tuple("0123456789"), "Synthetic digit drawn by Lightbox. Nobody wrote it.", _digit_plan, _digit),
+}
+
+
 def generate(
-    directory: Path, images: int, seed: int, report: Callable[[str, int, int], None] = lambda *_: None
+    directory: Path,
+    images: int,
+    seed: int,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+    drawn: str = "chests",
 ) -> None:
-    """Draw a data set, ``train/{NORMAL,PNEUMONIA}/*.png``; nothing is done when it is there already.
+    """Draw a data set, ``train/<class>/*.png``; nothing is done when it is there already.
 
     Args:
         directory: where it is to be; it appears there whole or not at all.
         images: how many.
         seed: the same number draws the same images.
         report: told a message, how many images are drawn and how many there will be.
+        drawn: what they show, a key of `DRAWINGS`.
     """
+    drawing = DRAWINGS[drawn]
     stamp = {"drawing": DRAWING, "images": images, "seed": seed}
     note = directory / "synthetic.json"
     if note.is_file() and json.loads(note.read_text()) == stamp:
         return
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    for name in CLASSES:
+    for name in drawing.classes:
         (unfinished / "train" / name).mkdir(parents=True)
     text = PngInfo()
-    text.add_text("Description", "Synthetic image drawn by Lightbox. Not an X-ray of anybody.")
+    text.add_text("Description", drawing.words)
 
     def one(item: tuple[str, str, int, int]) -> None:
         name, file, patient, number = item
-        anatomy = _anatomy(np.random.default_rng([DRAWING, seed, patient]))
-        picture = draw(anatomy, name == CLASSES[1], np.random.default_rng([DRAWING, seed, patient, number]))
+        picture = drawing.draw(name, patient, number, seed)
         picture.save(unfinished / "train" / name / file, pnginfo=text, compress_level=3)
 
-    plan = _plan(images, seed)
+    plan = drawing.plan(images, seed)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, _ in enumerate(pool.map(one, plan), 1):
             if done % 50 == 0 or done == len(plan):

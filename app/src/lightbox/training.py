@@ -39,11 +39,12 @@ class TrainingError(Exception):
 
 @dataclass
 class Sides:
-    """Pixels and what is known of them: rows and labels of each split, shapes (n,)."""
+    """Pixels and what is known of them: rows and labels of each split, shapes (n,), and how many classes there are."""
 
     pixels: Pixels
     rows: dict[str, NDArray[np.int64]]
     labels: dict[str, NDArray[np.int64]]
+    classes: int = 2
 
 
 @dataclass
@@ -111,7 +112,7 @@ def prepare_machine(seed: int) -> tuple[Any, str]:
 
 
 def augment(pixels: Any, number: Any, settings: Any) -> Any:
-    """Vary images as X-rays vary: position, size and build of the patient, exposure, sharpness, noise.
+    """Vary images as those of a system vary: position, size, proportions, exposure, sharpness, noise.
 
     Args:
         pixels: tensor of shape (n, height, width, channels), 0 to 255.
@@ -153,7 +154,8 @@ def augment(pixels: Any, number: Any, settings: Any) -> Any:
         interpolation="BILINEAR",
         fill_mode="NEAREST",
     )
-    x = tf.pow(tf.clip_by_value(x, 1e-4, 1.0), each(tf.exp(uniform(6, -settings.gamma, settings.gamma))))
+    if settings.gamma:
+        x = tf.pow(tf.clip_by_value(x, 1e-4, 1.0), each(tf.exp(uniform(6, -settings.gamma, settings.gamma))))
     x = x * each(1 + uniform(7, -settings.contrast, settings.contrast))
     x = x + each(uniform(8, -settings.brightness, settings.brightness))
     # As many images are sharpened as blurred, and half get no noise: an image as it came lies in the middle of those
@@ -169,17 +171,18 @@ def augment(pixels: Any, number: Any, settings: Any) -> Any:
     return tf.clip_by_value(x, 0.0, 1.0) * 255.0
 
 
-def class_weights(labels: NDArray[np.int64], rule: str) -> NDArray[np.float32]:
+def class_weights(labels: NDArray[np.int64], rule: str, classes: int = 2) -> NDArray[np.float32]:
     """Return a weight for each class, 1 on average: `balanced` makes classes count alike, `none` makes images."""
-    counts = np.bincount(labels, minlength=2).astype(np.float64)
-    weights = labels.size / (2 * counts) if rule == "balanced" else np.ones(2)
+    counts = np.bincount(labels, minlength=classes).astype(np.float64)
+    weights = labels.size / (classes * counts) if rule == "balanced" else np.ones(classes)
     return weights.astype(np.float32)
 
 
 def training_batches(sides: Sides, architecture: Architecture, settings: Any, epoch: int) -> tuple[Any, int]:
     """Return the batches of one epoch, in an order that follows from seed and epoch, and how many there are.
 
-    Each is (images float32 (n, height, width, channels) ready for the network, labels (n, 1), weights (n, 1)).
+    Each is (images float32 (n, height, width, channels) ready for the network, labels, weights (n, 1)). Labels of two
+    classes have the shape (n, 1), of more they are one-hot, shape (n, classes).
     """
     import tensorflow as tf
 
@@ -187,18 +190,18 @@ def training_batches(sides: Sides, architecture: Architecture, settings: Any, ep
     size = min(settings.batch_size, rows.size)
     steps = rows.size // size
     order = np.random.default_rng([settings.seed, epoch]).permutation(rows.size)
-    weights = class_weights(labels, settings.class_weighting)
+    weights = class_weights(labels, settings.class_weighting, sides.classes)
+    targets = labels[:, None] if sides.classes == 2 else np.eye(sides.classes)[labels]
     shape = sides.pixels.shape[1:]
 
     def generate() -> Iterator[tuple[Any, ...]]:
         for step in range(steps):
             # Rows in ascending order read the file from its beginning to its end.
             chosen = np.sort(order[step * size : (step + 1) * size])
-            y = labels[chosen]
             yield (
                 sides.pixels[rows[chosen]],
-                y[:, None].astype(np.float32),
-                weights[y][:, None],
+                targets[chosen].astype(np.float32),
+                weights[labels[chosen]][:, None],
                 epoch * steps + step,
             )
 
@@ -209,7 +212,7 @@ def training_batches(sides: Sides, architecture: Architecture, settings: Any, ep
 
     signature = (
         tf.TensorSpec((size, *shape), tf.uint8),
-        tf.TensorSpec((size, 1), tf.float32),
+        tf.TensorSpec((size, targets.shape[1]), tf.float32),
         tf.TensorSpec((size, 1), tf.float32),
         tf.TensorSpec((), tf.int64),
     )
@@ -229,12 +232,13 @@ def batches(sides: Sides, rows: NDArray[np.int64], architecture: Architecture) -
 
 
 def predict(model: Any, sides: Sides, split: str, architecture: Architecture) -> Doubles:
-    """Return the score of every image of a split, shape (n,)."""
+    """Return the scores of every image of a split, shape (n,) for two classes and (n, classes) for more."""
     rows = sides.rows[split]
     # Every batch has the same shape, so that the graph is built once.
     padded = np.resize(rows, -(-rows.size // PREDICT_BATCH) * PREDICT_BATCH)
     scores = [model.predict_on_batch(x) for x in batches(sides, padded, architecture)]
-    return np.concatenate(scores).astype(np.float64).reshape(-1)[: rows.size]
+    found = np.concatenate(scores).astype(np.float64)[: rows.size]
+    return found[:, 0] if found.shape[1] == 1 else found
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -298,10 +302,13 @@ def _compile(model: Any, stage: Stage, steps: int, settings: Any) -> None:
         warmup_target=stage.learning_rate,
         warmup_steps=warm,
     )
+    binary = model.output_shape[-1] == 1
+    loss = keras.losses.BinaryCrossentropy if binary else keras.losses.CategoricalCrossentropy
+    accuracy = keras.metrics.BinaryAccuracy if binary else keras.metrics.CategoricalAccuracy
     model.compile(
         optimizer=keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay),
-        loss=keras.losses.BinaryCrossentropy(label_smoothing=settings.label_smoothing),
-        metrics=[keras.metrics.BinaryAccuracy(name="accuracy")],
+        loss=loss(label_smoothing=settings.label_smoothing),
+        metrics=[accuracy(name="accuracy")],
     )
 
 
@@ -314,12 +321,14 @@ def _reseed(model: Any, seed: int, epoch: int) -> None:
             layer.seed_generator.state.assign(np.asarray([seed * 1000 + epoch, index], dtype=np.uint32))
 
 
-def merit(entry: dict[str, Any]) -> tuple[float, float]:
-    """Return what epochs are compared by: the area under the curve and then the loss, both of the validation images.
+def merit(entry: dict[str, Any], classes: int = 2) -> tuple[float, float]:
+    """Return what epochs are compared by: the area under the curve, of more than two classes the accuracy, and then the
+    loss, all of the validation images.
 
-    The loss alone moves with the offset of all scores, which calibration takes away at the end.
+    The loss alone moves with the offset of all scores, which calibration takes away at the end. Of several classes
+    there is no threshold left to choose, and areas of one against the rest are near 1 long before verdicts are right.
     """
-    return round(entry["val_auroc"], 4), -entry["val_loss"]
+    return round(entry["val_auroc" if classes == 2 else "val_accuracy"], 4), -entry["val_loss"]
 
 
 def fit(
@@ -358,8 +367,8 @@ def fit(
         else:
             # A run that begins anew must not depend on how many networks this process has built.
             keras.utils.set_random_seed(settings.seed)
-            model = architecture.build(shape, settings)
-    weights = class_weights(sides.labels["train"], settings.class_weighting)
+            model = architecture.build(shape, settings, sides.classes)
+    weights = class_weights(sides.labels["train"], settings.class_weighting, sides.classes)
     truth = sides.labels["validation"]
 
     class Steps(keras.callbacks.Callback):
@@ -406,7 +415,7 @@ def fit(
                 )
             weighted = [
                 weights[c] * (truth == c).sum() * evaluation.log_loss(truth[truth == c], scores[truth == c])
-                for c in (0, 1)
+                for c in range(sides.classes)
             ]
             entry = {
                 "epoch": state.epoch + 1,
@@ -414,11 +423,11 @@ def fit(
                 "accuracy": float(logs["accuracy"][0]),
                 # Weighted as the training loss is, so that the two can be compared.
                 "val_loss": float(sum(weighted) / truth.size),
-                "val_accuracy": float(np.mean((scores >= 0.5) == truth)),
+                "val_accuracy": float(np.mean(evaluation.verdicts(scores, 0.5) == truth)),
                 "val_auroc": evaluation.auroc(truth, scores),
                 "seconds": round(time.monotonic() - begin, 2),
             }
-            better = not state.best or merit(entry) > merit(state.best)
+            better = not state.best or merit(entry, sides.classes) > merit(state.best, sides.classes)
             state.epoch += 1
             state.waited = 0 if better or not last_stage else state.waited + 1
             state.seconds += entry["seconds"]
@@ -450,22 +459,25 @@ def calibrate(model: Any, labels: NDArray[np.int64], scores: Doubles, rule: str)
     """Fold threshold and temperature into the last layer, so that no server can forget them.
 
     The logits are shifted so that the threshold chosen on validation lies at 0.5, which keeps a verdict from being
-    shown with a confidence below one half, and divided by the temperature that makes them honest.
+    shown with a confidence below one half, and divided by the temperature that makes them honest. Of more than two
+    classes the most probable one is the verdict: there is no threshold and nothing is shifted.
 
     Args:
         model: the network; its layer ``score`` is changed.
         labels: of the validation images, shape (n,).
-        scores: what the network says of them, shape (n,).
+        scores: what the network says of them, shape (n,) or (n, classes).
         rule: see `lightbox.evaluation.threshold`.
 
     Returns:
-        `threshold` as it was found, `shift` in logits and `temperature`.
+        `temperature`, and of two classes `threshold` as it was found and `shift` in logits.
     """
-    found = evaluation.threshold(labels, scores, rule)
-    shift = float(evaluation.logits([found])[0])
-    shifted = 1 / (1 + np.exp(-(evaluation.logits(scores) - shift)))
-    temperature = evaluation.temperature(labels, shifted)
+    found, shift = {}, 0.0
+    if scores.ndim == 1:
+        found["threshold"] = evaluation.threshold(labels, scores, rule)
+        found["shift"] = shift = float(evaluation.logits([found["threshold"]])[0])
+    shifted = evaluation.probabilities(evaluation.logits(scores) - shift)
+    found["temperature"] = temperature = evaluation.temperature(labels, shifted)
     layer = model.get_layer(SCORE)
     kernel, bias = layer.get_weights()
     layer.set_weights([kernel / temperature, (bias - shift) / temperature])
-    return {"threshold": found, "shift": shift, "temperature": temperature}
+    return found

@@ -17,6 +17,7 @@ FIGURES = (
     ("accuracy", "Accuracy", "share of right verdicts"),
     ("sensitivity", "Sensitivity", "share of the images with the finding that were called so"),
     ("specificity", "Specificity", "share of the images without the finding that were called so"),
+    ("recall", "Recall", "share of a label's images that were called so"),
     ("precision", "Precision", "share of the images called a finding that have it"),
     ("f1", "F1", "harmonic mean of precision and sensitivity"),
     ("auroc", "AUROC", "chance that an image with the finding scores above one without"),
@@ -25,9 +26,18 @@ FIGURES = (
     ("brier", "Brier score", "mean squared error of the probability; less is better"),
     ("ece", "Calibration error", "expected gap between confidence and accuracy; less is better"),
 )
+# What they mean of more than two labels, where that differs.
+OF_MANY = {
+    "precision": "share of the images called by a label that have it",
+    "f1": "harmonic mean of precision and recall",
+    "auroc": "chance that an image of a label scores above one of another",
+    "brier": "squared error of the probabilities, summed over the labels; less is better",
+}
+# Figures of each label, and those of all labels that are their mean.
+OF_A_LABEL = ("images", "recall", "precision", "f1", "auroc", "auprc")
 SPLITS = (("validation", "Validation"), ("test", "Test"), ("external", "External"))
 NONE = "\u2013"
-SHARES = frozenset({"accuracy", "sensitivity", "specificity", "precision"})
+SHARES = frozenset({"accuracy", "sensitivity", "specificity", "recall", "precision"})
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,14 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Figures of each label against the others: headings, and rows of label and values, each with its interval."""
+
+    headings: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+
+
+@dataclass(frozen=True)
 class Robustness:
     """Figures on changed images: headings, rows of how they were changed and values, and how many there were."""
 
@@ -69,6 +87,7 @@ class Card:
     data: Rows
     figures: Figures | None
     charted: str
+    labels: Labels | None
     confusion: charts.Matrix | None
     roc: charts.Curve | None
     reliability: charts.Curve | None
@@ -166,9 +185,20 @@ def _figure(name: str, figures: Mapping[str, Any]) -> tuple[str, str]:
     return shown(value), f"{known[0].rstrip('%')}\u2013{known[1]}" if len(known) == 2 else ""
 
 
+def _meaning(name: str, meaning: str, many: bool) -> str:
+    if not many:
+        return meaning
+    mean = "; the mean over labels" if name in OF_A_LABEL[1:] else ""
+    return OF_MANY.get(name, meaning) + mean
+
+
 def _figures(metrics: Mapping[str, Any]) -> Figures | None:
     splits = [(heading, _part(metrics, split)) for split, heading in SPLITS if _part(metrics, split)]
-    rows = [(heading, meaning, [_figure(name, figures) for _, figures in splits]) for name, heading, meaning in FIGURES]
+    many = any(_part(figures, "classes") for _, figures in splits)
+    rows = [
+        (heading, _meaning(name, meaning, many), [_figure(name, figures) for _, figures in splits])
+        for name, heading, meaning in FIGURES
+    ]
     for kind in dict.fromkeys(str(kind) for _, figures in splits for kind in _part(figures, "subgroups")):
         parts = [_part(_part(figures, "subgroups"), kind) for _, figures in splits]
         counts = ", ".join(_figure("images", part)[0] for part in parts)
@@ -178,17 +208,25 @@ def _figures(metrics: Mapping[str, Any]) -> Figures | None:
     return Figures([heading for heading, _ in splits], rows) if rows else None
 
 
+def _labels(figures: Mapping[str, Any]) -> Labels | None:
+    classes = _part(figures, "classes")
+    headings = [heading for name, heading, _ in FIGURES if name in OF_A_LABEL]
+    names = [name for name, _, _ in FIGURES if name in OF_A_LABEL]
+    rows = [(str(label), [_figure(name, _part(classes, label)) for name in names]) for label in classes]
+    return Labels(headings, rows) if rows else None
+
+
 def _robustness(contract: Mapping[str, Any]) -> Robustness | None:
     found = _part(contract, "robustness")
     listed = found.get("perturbations")
     shown = [
         (name, heading) for name, heading, _ in FIGURES if name in ("auroc", "accuracy", "sensitivity", "specificity")
     ]
-    rows = [
-        (_sentence(plain(row.get("words"))), [_figure(name, row)[0] for name, _ in shown])
-        for row in (listed if isinstance(listed, list) else [])
-        if isinstance(row, Mapping) and row.get("words")
+    known = [
+        row for row in (listed if isinstance(listed, list) else []) if isinstance(row, Mapping) and row.get("words")
     ]
+    shown = [(name, heading) for name, heading in shown if any(name in row for row in known)]
+    rows = [(_sentence(plain(row.get("words"))), [_figure(name, row)[0] for name, _ in shown]) for row in known]
     return Robustness([heading for _, heading in shown], rows, plain(found.get("images"))) if rows else None
 
 
@@ -258,6 +296,7 @@ def read_card(model: Model) -> Card:
         ),
         figures=_figures(metrics),
         charted=charted,
+        labels=_labels(shown),
         confusion=charts.confusion(shown.get("confusion_matrix"), model.labels),
         roc=charts.roc(shown.get("roc"), shown.get("auroc")),
         reliability=charts.reliability(shown.get("reliability")),
