@@ -179,6 +179,7 @@ class Settings:
     precision: str = _setting("fp32", "of the serving form: fp32, or int8 where it is as good on labelled images")
     validation_share: float = _setting(0.15, "share of the images for validation")
     test_share: float = _setting(0.10, "share of the images for the test, where the data gives none")
+    feedback_weight: float = _setting(1.0, "how much an image that people judged counts, against 1 for any other")
     seed: int = _setting(1, "seed of the split, the weights and everything drawn")
 
 
@@ -193,6 +194,7 @@ class Job:
     data_anonymous: bool = _setting(False, "ask S3 without credentials")
     expected: str = _setting("", "images that must be there, such as NORMAL=1341,PNEUMONIA=3875")
     synthetic_images: int = _setting(1200, "how many images synthetic draws")
+    feedback: str = _setting("", "directory of images that people judged, as lightbox.feedback writes it")
     system: str = _setting("pneumonia", f"what is classified: {', '.join(SYSTEMS)}")
     runs: str = _setting("runs", "directory of the runs")
     cache: str = _setting("", "directory for data that is fetched and decoded (RUNS/cache)")
@@ -239,6 +241,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "validation_share": (0.02, 0.45),
     "test_share": (0.02, 0.45),
     "uncertain_below": (0.5, 0.999),
+    "feedback_weight": (0.01, 100),
     "seed": (0, 2_000_000),
     "synthetic_images": (60, 200_000),
 }
@@ -457,13 +460,16 @@ def _finished(directory: Path) -> Bundle | None:
     return found
 
 
-def _sides(manifest: Manifest, pixels: Any) -> Sides:
+def sides_of(manifest: Manifest, pixels: Any, feedback_weight: float) -> Sides:
+    """Return what is trained and measured on; an image that people judged has the weight given, any other 1."""
     rows, labels = {}, {}
     for split in SPLITS:
         samples = manifest.of(split)
         rows[split] = np.asarray([sample.row for sample in samples], dtype=np.int64)
         labels[split] = np.asarray([sample.label for sample in samples], dtype=np.int64)
-    return Sides(pixels, rows, labels, len(manifest.classes))
+    judged = np.asarray([sample.judged for sample in manifest.of("train")])
+    weights = np.where(judged, np.float32(feedback_weight), np.float32(1)) if judged.any() else None
+    return Sides(pixels, rows, labels, len(manifest.classes), weights)
 
 
 def _smoke(manifest: Manifest, scores: Any, labels: Any, certain: float) -> bytes:
@@ -604,6 +610,7 @@ def make_bundle(
             "digest": manifest.digest,
             "counts": manifest.counts(),
             "left_out": len(manifest.left_out),
+            "feedback": {**manifest.judged(), "weight": settings.feedback_weight} if job.feedback else None,
         },
         "training": {
             "architecture": settings.architecture,
@@ -887,6 +894,7 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
         drawn=system.drawn,
         expected=_expected(job.expected),
         report=progress.report,
+        feedback=Path(job.feedback) if job.feedback else None,
     )
     run = run_id(manifest.digest, job, settings)
     directory = runs / run
@@ -912,7 +920,7 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
         if architecture.pretrained and "no GPU" in machine:
             say(f"{settings.architecture} takes long without a GPU: --architecture compact is made for CPUs")
         progress(state="training", message=f"training on {machine}")
-        sides = _sides(manifest, pixels)
+        sides = sides_of(manifest, pixels, settings.feedback_weight)
         best, state = training.fit(directory, sides, architecture, settings, strategy, progress, say)
         found = make_bundle(directory, best, state, run, job, settings, manifest, sides, progress)
         for rest in [*directory.glob("checkpoint-*"), *directory.glob("best-*.keras")]:

@@ -52,6 +52,8 @@ FEWEST = 6
 # Room that stays free on the disk beside the data, in bytes.
 RESERVE = 512 * 1024 * 1024
 MAX_PIXELS = 100_000_000
+# First part of the name of an image that people judged on the pages.
+FEEDBACK = "feedback"
 TRIES = 4
 # Data sets known by name: address and SHA-256, as Keras' own loaders have them.
 KNOWN = {
@@ -99,6 +101,11 @@ class Sample:
     split: str
     row: int = -1
 
+    @property
+    def judged(self) -> bool:
+        """Whether its label was given by people on the pages."""
+        return self.name.startswith(f"{FEEDBACK}/")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -112,6 +119,7 @@ class Manifest:
         samples: every usable image.
         left_out: every other image, with the reason.
         digest: SHA-256 over the names and contents of all images.
+        feedback: directory on this machine of the images that people judged; empty where there is none.
     """
 
     source: str
@@ -121,6 +129,7 @@ class Manifest:
     samples: tuple[Sample, ...]
     left_out: tuple[Problem, ...]
     digest: str
+    feedback: str = ""
 
     def of(self, split: str) -> list[Sample]:
         """Return the images of one split."""
@@ -130,6 +139,11 @@ class Manifest:
         """Return the number of images by split and class."""
         found = Counter((sample.split, sample.label) for sample in self.samples)
         return {split: {name: found[split, i] for i, name in enumerate(self.classes)} for split in SPLITS}
+
+    def judged(self) -> dict[str, int]:
+        """Return by class the number of images that people judged."""
+        found = Counter(sample.label for sample in self.samples if sample.judged)
+        return {name: found[label] for label, name in enumerate(self.classes)}
 
     def save(self, file: Path) -> None:
         """Write the manifest as JSON."""
@@ -689,6 +703,20 @@ def _read_npz(
     return file, classes, found, pixels
 
 
+def _with_feedback(
+    directory: Path, classes: tuple[str, ...], found: list[_Found], pixels: Callable[[_Found, Shape], Pixels]
+) -> tuple[list[_Found], Callable[[_Found, Shape], Pixels]]:
+    """Return files and decoder of a source and, after them, of the images that people judged."""
+    files = [(label, file) for label, name in enumerate(classes) for file in sorted((directory / name).glob("*.jpeg"))]
+    judged = {f"{FEEDBACK}/{file.relative_to(directory).as_posix()}": (label, file) for label, file in files}
+    items = [_Found(name, label, FEEDBACK, file_digest(file)) for name, (label, file) in judged.items()]
+
+    def either(item: _Found, shape: Shape) -> Pixels:
+        return _decode(judged[item.name][1].read_bytes(), shape) if item.given == FEEDBACK else pixels(item, shape)
+
+    return [*found, *items], either
+
+
 def _same_images(found: list[_Found]) -> dict[str, str]:
     """Return name and reason of every image that is there more than once."""
     groups: dict[str, list[_Found]] = defaultdict(list)
@@ -696,7 +724,7 @@ def _same_images(found: list[_Found]) -> dict[str, str]:
         groups[item.digest].append(item)
     reasons: dict[str, str] = {}
     for same in (group for group in groups.values() if len(group) > 1):
-        first = min(same, key=lambda item: (item.given != "test", item.name))
+        first = min(same, key=lambda item: (item.given != "test", item.given == FEEDBACK, item.name))
         contradictory = len({item.label for item in same}) > 1
         for item in same:
             if contradictory:
@@ -711,7 +739,12 @@ def _assign(
     found: list[_Found], unusable: Mapping[str, str], pattern: str, seed: int, validation: float, test: float
 ) -> tuple[list[Sample], list[Problem]]:
     """Return the samples with their split and what was left out, in the order of `found`."""
-    usable = [item for item in found if item.name not in unusable]
+    judged = [
+        Sample(item.name, item.label, patient_of(item.name, ""), "train", row)
+        for row, item in enumerate(item for item in found if item.name not in unusable)
+        if item.given == FEEDBACK
+    ]
+    usable = [item for item in found if item.name not in unusable and item.given != FEEDBACK]
     problems = [Problem(item.name, unusable[item.name]) for item in found if item.name in unusable]
     labels = {item.label for item in usable}
     given = Counter((item.given, item.label) for item in usable)
@@ -733,11 +766,12 @@ def _assign(
             clean.append(sample)
         else:
             problems.append(Problem(sample.name, f"another image of its patient {sample.patient} is in {side}"))
-    return split_by_patient(clean, seed, validation, test), problems
+    # What people judged is for training alone, and does not move what is measured on.
+    return [*split_by_patient(clean, seed, validation, test), *judged], problems
 
 
 def _check_counts(manifest: Manifest, expected: Mapping[str, int]) -> None:
-    found = Counter(manifest.classes[sample.label] for sample in manifest.samples)
+    found = Counter(manifest.classes[sample.label] for sample in manifest.samples if not sample.judged)
     wrong = [f"{name}: {found[name]} instead of {count}" for name, count in expected.items() if found[name] != count]
     if wrong:
         raise DataError(
@@ -768,6 +802,7 @@ def prepare(
     expected: Mapping[str, int] | None = None,
     report: Report = _silent,
     drawn: str = "chests",
+    feedback: Path | None = None,
 ) -> tuple[Manifest, Pixels]:
     """Bring data here, look at every image, and split it by patient.
 
@@ -781,6 +816,7 @@ def prepare(
         validation: share of the images for choosing epoch and threshold.
         test: share of the images for the final figures.
         expected: number of usable images by class; anything else is an error.
+        feedback: directory of images that people judged, ``<class>/*.jpeg``; they are for training alone.
         report: told a message, how much is done and how much there is.
 
     Returns:
@@ -790,9 +826,9 @@ def prepare(
         DataError: see `locate`; or classes, counts or arrays are not as they must be.
     """
     located = locate(source, cache, sha256, anonymous, synthetic_images, seed, report, drawn)
-    seen = _look(located, cache, shape, classes, report)
+    seen = _look(located, cache, shape, classes, report, feedback)
     samples, problems = _assign(seen.found, seen.unusable, pattern, seed, validation, test)
-    manifest = seen.manifest(located, samples, problems)
+    manifest = replace(seen.manifest(located, samples, problems), feedback=str(feedback or ""))
     _check_counts(manifest, expected or {})
     return manifest, seen.pixels
 
@@ -850,14 +886,23 @@ class _Seen:
         )
 
 
-def _look(located: Located, cache: Path, shape: Shape, classes: tuple[str, ...] | None, report: Report) -> _Seen:
-    """Look at every image of a source."""
+def _look(
+    located: Located,
+    cache: Path,
+    shape: Shape,
+    classes: tuple[str, ...] | None,
+    report: Report,
+    feedback: Path | None = None,
+) -> _Seen:
+    """Look at every image of a source, and of those that people judged."""
     if located.path.is_file():
         if classes is None:
             raise DataError("an .npz does not name its classes: they must be given")
         root, names, found, pixels = _read_npz(located.path, classes)
     else:
         root, names, found, pixels = _read_directory(located.path, classes, report)
+    if feedback is not None:
+        found, pixels = _with_feedback(feedback, names, found, pixels)
     listing = hashlib.sha256()
     for item in found:
         listing.update(f"{item.name}\0{names[item.label]}\0{item.digest}\n".encode())
@@ -916,12 +961,12 @@ def _decoded(
 def pictures(manifest: Manifest, samples: Iterable[Sample]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content, a PNG or JPEG file, of images as the data set has them."""
     root = Path(manifest.root)
-    if root.is_dir():
-        for sample in samples:
-            yield sample.name, (root / sample.name).read_bytes()
-        return
-    arrays = {prefix: images for prefix, _, images, _ in _npz_arrays(root)}
+    arrays = {} if root.is_dir() else {prefix: images for prefix, _, images, _ in _npz_arrays(root)}
     for sample in samples:
+        if sample.judged or root.is_dir():
+            file = Path(manifest.feedback) / sample.name.partition("/")[2] if sample.judged else root / sample.name
+            yield sample.name, file.read_bytes()
+            continue
         prefix, _, index = sample.name.partition("/")
         image = arrays[prefix][int(index)]
         stream = BytesIO()

@@ -39,12 +39,21 @@ class TrainingError(Exception):
 
 @dataclass
 class Sides:
-    """Pixels and what is known of them: rows and labels of each split, shapes (n,), and how many classes there are."""
+    """Pixels and what is known of them.
+
+    Attributes:
+        pixels: of all images.
+        rows: of each split, shape (n,).
+        labels: of each split, shape (n,).
+        classes: how many there are.
+        weights: how much each image of `train` counts beside its class's weight, shape (n,); None for all alike.
+    """
 
     pixels: Pixels
     rows: dict[str, NDArray[np.int64]]
     labels: dict[str, NDArray[np.int64]]
     classes: int = 2
+    weights: NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -190,7 +199,9 @@ def training_batches(sides: Sides, architecture: Architecture, settings: Any, ep
     size = min(settings.batch_size, rows.size)
     steps = rows.size // size
     order = np.random.default_rng([settings.seed, epoch]).permutation(rows.size)
-    weights = class_weights(labels, settings.class_weighting, sides.classes)
+    weights = class_weights(labels, settings.class_weighting, sides.classes)[labels]
+    if sides.weights is not None:
+        weights = weights * sides.weights
     targets = labels[:, None] if sides.classes == 2 else np.eye(sides.classes)[labels]
     shape = sides.pixels.shape[1:]
 
@@ -201,7 +212,7 @@ def training_batches(sides: Sides, architecture: Architecture, settings: Any, ep
             yield (
                 sides.pixels[rows[chosen]],
                 targets[chosen].astype(np.float32),
-                weights[labels[chosen]][:, None],
+                weights[chosen][:, None],
                 epoch * steps + step,
             )
 

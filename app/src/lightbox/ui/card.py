@@ -292,6 +292,7 @@ def read_card(model: Model) -> Card:
         data=_rows(
             ("Source", data.get("source")),
             ("Left out", data.get("left_out")),
+            ("Judged on these pages", data.get("feedback")),
             ("Digest", plain(data.get("digest"))[:12]),
         ),
         figures=_figures(metrics),
