@@ -135,6 +135,21 @@ def test_compact_is_as_small_as_it_says():
     assert architectures.compact((128, 128, 1), settings("compact")).count_params() < 600_000
 
 
+def test_the_digit_network_has_the_weights_of_the_original():
+    model = ARCHITECTURES["mnist"].build((28, 28, 1), settings("mnist"), 10)
+    assert model.count_params() == 211_690
+    assert model.output_shape == (None, 10)
+
+
+@pytest.mark.parametrize("name", ["compact", "mnist", "mobilenet", "resnet50"])
+def test_every_network_tells_two_classes_by_one_score_and_more_by_one_each(name):
+    chosen, channels = settings(name, dense=8, width=8), 3 if ARCHITECTURES[name].color == "rgb" else 1
+    shape = (32, 32, channels)
+    assert ARCHITECTURES[name].build(shape, chosen).output_shape == (None, 1)
+    scores = ARCHITECTURES[name].build(shape, chosen, 5)(np.zeros((2, *shape), np.float32))
+    assert np.asarray(scores).sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
+
+
 def test_a_pretrained_network_is_trained_in_two_stages_and_served(tmp_path, base):
     weights = write_npz(base, tmp_path / "w.npz")
     arguments = ["--architecture", "mobilenet", "--weights", str(weights), "--image-size", "32", "--dense", "8"]

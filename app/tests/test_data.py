@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
+import importlib.metadata
 import io
 import json
 import os
@@ -278,6 +280,92 @@ def test_a_file_as_keras_lays_it_out_is_a_source(tmp_path):
     assert len(manifest.of("test")) == 10
 
 
+# --- MNIST's own layouts
+
+DIGITS = tuple("0123456789")
+
+
+def digits(seed: int = 1) -> dict[str, np.ndarray]:
+    """Return arrays as Keras has them: 300 images to train on and 50 to test, of ten classes."""
+    rng = np.random.default_rng(seed)
+    return {
+        "x_train": rng.integers(0, 255, (300, 28, 28), dtype=np.uint8),
+        "y_train": (np.arange(300) % 10).astype(np.uint8),
+        "x_test": rng.integers(0, 255, (50, 28, 28), dtype=np.uint8),
+        "y_test": (np.arange(50) % 10).astype(np.uint8),
+    }
+
+
+def write_idx(directory: Path, zipped: bool = False, dot: bool = False) -> Path:
+    """Write these arrays as the four files in which MNIST is published."""
+    directory.mkdir()
+    for name, array in digits().items():
+        kind = "images-idx3" if array.ndim == 3 else "labels-idx1"
+        prefix = "train" if name.endswith("train") else "t10k"
+        file = f"{prefix}-{kind}-ubyte"
+        lengths = b"".join(length.to_bytes(4, "big") for length in array.shape)
+        content = bytes([0, 0, 8, array.ndim]) + lengths + array.tobytes()
+        file = file.replace("-idx", ".idx") if dot else file
+        path = directory / (f"{file}.gz" if zipped else file)
+        path.write_bytes(gzip.compress(content) if zipped else content)
+    return directory
+
+
+def read(source: Path | str, cache: Path, seed: int = 1):
+    shape = data.Shape(28, 28, "grayscale", "bilinear")
+    return data.prepare(str(source), cache, shape, DIGITS, pattern="", seed=seed, validation=0.1)
+
+
+def test_ten_classes_as_keras_lays_them_out_keep_their_test_split(tmp_path):
+    np.savez(tmp_path / "m.npz", **digits())
+    manifest, pixels = read(tmp_path / "m.npz", tmp_path / "cache")
+    assert {sample.name.split("/")[0] for sample in manifest.of("test")} == {"x_test"}
+    assert {sample.name.split("/")[0] for sample in manifest.of("validation")} == {"x_train"}
+    assert set(manifest.counts()["validation"].values()) == {4}, "a tenth of all images, of each class alike"
+    assert len(manifest.of("test")) == 50
+    assert (pixels[manifest.of("test")[3].row, ..., 0] == digits()["x_test"][3]).all()
+
+    def validation(seed: int) -> set[str]:
+        return {sample.name for sample in read(tmp_path / "m.npz", tmp_path / "cache", seed)[0].of("validation")}
+
+    assert validation(1) == validation(1) != validation(2)
+
+
+@pytest.mark.parametrize(("zipped", "dot"), [(False, False), (True, False), (False, True)])
+def test_the_files_in_which_mnist_is_published_are_a_source(tmp_path, zipped, dot):
+    manifest, pixels = read(write_idx(tmp_path / "idx", zipped, dot), tmp_path / "cache")
+    assert manifest.source == "idx"
+    np.savez(tmp_path / "m.npz", **digits())
+    other, expected = read(tmp_path / "m.npz", tmp_path / "other")
+    assert manifest.digest == other.digest
+    assert (pixels == expected).all()
+    name, content = next(pictures(manifest, manifest.of("test")[7:]))
+    with Image.open(io.BytesIO(content)) as image:
+        assert (np.asarray(image) == digits()["x_test"][7]).all(), name
+
+
+def test_idx_files_that_lack_something_are_named(tmp_path):
+    directory = write_idx(tmp_path / "idx")
+    images = directory / "train-images-idx3-ubyte"
+    whole = images.read_bytes()
+    for broken in (b"", whole[:-1], b"\0\0\x09" + whole[3:], whole[:6]):
+        images.write_bytes(broken)
+        with pytest.raises(DataError, match="train-images-idx3-ubyte cannot be read as IDX"):
+            read(directory, tmp_path / "cache")
+    images.unlink()
+    with pytest.raises(DataError, match="lacks train-images-idx3-ubyte"):
+        read(directory, tmp_path / "cache")
+
+
+def test_mnist_by_its_name_is_the_file_that_keras_names():
+    published = importlib.metadata.distribution("keras").locate_file("keras/src/datasets/mnist.py").read_text()
+    address, digest = data.KNOWN["mnist"]
+    assert all(part in published for part in (*address.rsplit("/", 1), digest))
+
+
+# --- arrays that are wrong
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -436,6 +524,17 @@ def test_an_archive_is_fetched_continued_after_a_break_and_kept(tmp_path, web):
     assert any("fetching" in message for message in told)
     prepare(f"{web}/set.zip", tmp_path / "cache", sha256=digest)
     assert len(Server.ranges) == 2
+
+
+def test_a_data_set_known_by_name_is_fetched_and_held_to_its_digest(tmp_path, web, monkeypatch):
+    np.savez(tmp_path / "m.npz", **digits())
+    Server.content = (tmp_path / "m.npz").read_bytes()
+    monkeypatch.setitem(data.KNOWN, "mnist", (f"{web}/mnist.npz", hashlib.sha256(Server.content).hexdigest()))
+    manifest, _ = read("mnist", tmp_path / "cache")
+    assert (manifest.source, len(manifest.samples)) == ("npz", 350)
+    monkeypatch.setitem(data.KNOWN, "mnist", (f"{web}/mnist.npz", "0" * 64))
+    with pytest.raises(DataError, match="not what was expected"):
+        read("mnist", tmp_path / "cache")
 
 
 def test_a_tampered_archive_is_thrown_away(tmp_path, web):

@@ -172,3 +172,77 @@ def test_subgroups_count_the_images_of_each_kind() -> None:
         "virus": (2, 0.5),
     }
     assert found["virus"]["intervals"]["accuracy"] == [0, 1]
+
+
+# --- several classes
+
+
+THREE = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.1, 0.2, 0.7]])
+TRUE = np.array([0, 1, 1, 2, 2])
+
+
+def test_figures_of_several_classes_are_counted_right() -> None:
+    found = evaluation.figures(TRUE, THREE, 0.5)
+    assert found["confusion_matrix"] == [[1, 0, 0], [1, 1, 0], [0, 0, 2]]
+    assert found["accuracy"] == pytest.approx(4 / 5)
+    assert [one["recall"] for one in found["classes"]] == pytest.approx([1, 1 / 2, 1])
+    assert [one["precision"] for one in found["classes"]] == pytest.approx([1 / 2, 1, 1])
+    assert [one["images"] for one in found["classes"]] == [1, 2, 2]
+    assert found["recall"] == pytest.approx(5 / 6) and found["precision"] == pytest.approx(5 / 6)
+    assert found["f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert found["loss"] == pytest.approx(-np.log([0.7, 0.6, 0.3, 0.5, 0.7]).mean())
+    assert found["brier"] == pytest.approx(((THREE - np.eye(3)[TRUE]) ** 2).sum(axis=1).mean())
+    assert found["auroc"] == pytest.approx(evaluation.auroc(TRUE, THREE))
+    assert "roc" not in found and "sensitivity" not in found
+    assert sum(one["images"] for one in found["reliability"]) == 5
+
+
+def test_a_class_that_is_never_called_has_no_precision() -> None:
+    found = evaluation.figures([0, 1, 2], np.eye(3)[[0, 1, 1]], 0.5)
+    assert found["classes"][2]["precision"] is None and found["precision"] is None
+    assert found["classes"][2]["recall"] == found["classes"][2]["f1"] == 0
+
+
+def test_the_area_of_several_classes_is_the_mean_of_each_against_the_others() -> None:
+    rng = np.random.default_rng(1)
+    labels, scores = rng.integers(0, 4, 200), rng.dirichlet(np.ones(4), 200)
+    areas = [evaluation.auroc(labels == label, scores[:, label]) for label in range(4)]
+    assert evaluation.auroc(labels, scores) == pytest.approx(np.mean(areas))
+
+
+@given(cases)
+def test_two_classes_as_two_columns_have_the_figures_of_one_score(pairs) -> None:
+    labels = np.array([label for label, _ in pairs])
+    # No score of one half: of two columns that are alike the first wins, of one score the threshold belongs to 1.
+    scores = (np.array([score for _, score in pairs]) + 0.25) / 21
+    one, two = (evaluation.figures(labels, p, 0.5) for p in (scores, np.stack([1 - scores, scores], axis=1)))
+    for name in ("accuracy", "loss", "ece"):
+        assert two[name] == pytest.approx(one[name]), name
+    assert two["confusion_matrix"] == one["confusion_matrix"]
+    assert two["brier"] == pytest.approx(2 * one["brier"])
+    for binary, own in evaluation.OF_A_CLASS.items():
+        expected = one[binary]
+        assert two["classes"][1][own] == (None if expected is None else pytest.approx(expected)), own
+    assert [b["images"] for b in two["reliability"]] == [b["images"] for b in one["reliability"]]
+
+
+def test_intervals_hold_the_figures_of_all_classes_and_of_each() -> None:
+    rng = np.random.default_rng(1)
+    labels, scores = rng.integers(0, 3, 600), rng.dirichlet(np.ones(3), 600)
+    scores[np.arange(600), labels] += 1
+    found = evaluation.figures(labels, scores / 2, 0.5, np.arange(600))
+    for one in (found, *found["classes"]):
+        assert set(one["intervals"]) >= {"recall", "precision", "f1", "auroc"}
+        for name, (low, high) in one["intervals"].items():
+            assert low <= one[name] <= high, name
+    assert not any(name[0].isdigit() for name in (*found, *found["intervals"]))
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
+def test_temperature_of_several_classes_finds_by_how_much_scores_exaggerate(true: float) -> None:
+    rng = np.random.default_rng(1)
+    honest = rng.normal(0, 2, (20000, 4))
+    p = evaluation.probabilities(honest)
+    labels = (rng.random((20000, 1)) > p.cumsum(axis=1)).sum(axis=1).clip(0, 3)
+    assert evaluation.temperature(labels, evaluation.probabilities(honest * true)) == pytest.approx(true, rel=0.05)
+    assert evaluation.calibration_error(labels, p) < 0.02

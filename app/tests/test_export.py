@@ -79,6 +79,54 @@ def test_a_network_without_a_closed_form_is_refused() -> None:
         export.with_explanations(curved, None)
 
 
+def test_of_several_classes_each_has_a_heat_map_that_adds_up_to_its_logit() -> None:
+    import keras
+
+    keras.utils.set_random_seed(3)
+    model = ARCHITECTURES["compact"].build((32, 32, 1), cnn.resolve({"width": 8})[1], 4)
+    found = export.with_explanations(model, None)(images(model))
+    heat, logits = np.asarray(found["heat"]), np.log(np.asarray(found["score"]))
+    assert heat.shape[0] == 5 and heat.shape[3] == 4
+    bias = model.layers[-1].get_weights()[1]
+    expected = logits - bias
+    assert heat.mean(axis=(1, 2)) == pytest.approx(expected - expected.mean(axis=1, keepdims=True), abs=1e-4)
+
+
+def test_several_classes_behind_a_head_of_layers_have_their_gradient() -> None:
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(3)
+    settings = cnn.resolve({"architecture": "mobilenet", "weights": "none", "dense": 16})[1]
+    model = ARCHITECTURES["mobilenet"].build((32, 32, 3), settings, 3)
+    x = images(model)
+    pooling = next(layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D))
+    maps = keras.Model(model.input, pooling.input)(x)
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        y = maps
+        for layer in model.layers[model.layers.index(pooling) : -1]:
+            y = layer(y, training=False)
+        logits = y @ model.layers[-1].kernel
+        speaks = (logits - tf.reduce_mean(logits, axis=1, keepdims=True))[:, 2]
+    slope = np.asarray(tape.gradient(speaks, maps)).sum(axis=(1, 2))
+    heat = np.asarray(export.with_explanations(model, None)(x)["heat"])[..., 2]
+    assert heat == pytest.approx(np.einsum("nhwc,nc->nhw", np.asarray(maps), slope), rel=1e-3, abs=1e-5)
+
+
+def test_a_network_without_average_pooling_is_served_without_a_heat_map(tmp_path: Path) -> None:
+    model = ARCHITECTURES["mnist"].build((28, 28, 1), cnn.resolve({"architecture": "mnist"})[1], 10)
+    x, many = images(model, 9), images(model, 60)
+    known = export.features(model, iter([many]))
+    assert known.shape == (60, 128)
+    export.compile_network(export.serving_network(model, Familiar.fit(known)), tmp_path / "model.onnx")
+    compiled = export.run(tmp_path / "model.onnx", iter([x[:4], x[4:]]))
+    assert set(compiled) == {"score", "distance"}
+    assert compiled["score"] == pytest.approx(np.asarray(model(x)), abs=1e-5)
+    expected = np.asarray(Familiar.fit(known).distance(export.features(model, iter([x])).astype(np.float32)))
+    assert compiled["distance"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_distance_is_about_one_for_what_is_known_and_large_for_what_is_not() -> None:
     rng = np.random.default_rng(1)
     mixing = rng.normal(size=(6, 40))
@@ -149,3 +197,15 @@ SCORES = np.concatenate([np.linspace(0.01, 0.6, 500), np.linspace(0.4, 0.99, 500
 def test_lower_precision_serves_only_where_it_is_as_good(low: np.ndarray, words: str) -> None:
     _, why = export.precision_gate(LABELS, SCORES, low, 0.5)
     assert (words in why) if words else why == ""
+
+
+def test_of_several_classes_lower_precision_is_held_to_every_probability() -> None:
+    rng = np.random.default_rng(1)
+    labels, full = rng.integers(0, 3, 600), rng.dirichlet(np.ones(3), 600)
+    full[np.arange(600), labels] += 3
+    full /= 4
+    assert export.precision_gate(labels, full, full + 1e-5, 0.5)[1] == ""
+    assert "labels are others" in export.precision_gate(labels, full, full[:, ::-1], 0.5)[1]
+    low = full.copy()
+    low[7, labels[7]] -= 0.06
+    assert "a score differs by 0.060" in export.precision_gate(labels, full, low, 0.5)[1]

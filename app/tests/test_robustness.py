@@ -54,6 +54,19 @@ def test_the_table_has_the_figures_of_every_perturbation() -> None:
     assert by_words["JPEG of quality 40"]["accuracy"] > 0.95
 
 
+def test_only_what_is_asked_for_is_changed_and_several_classes_have_their_figures() -> None:
+    pixels, labels = films(60, 16), np.arange(60) % 3
+
+    def knows(changed: np.ndarray) -> np.ndarray:
+        return np.eye(3)[(np.arange(len(changed))) % 3]
+
+    asked = [one for one in PERTURBATIONS if one.name in ("shift", "noise")]
+    rows = robustness.table(knows, pixels, labels, 0.5, 1, perturbations=asked)
+    assert [row["name"] for row in rows] == ["noise", "noise", "shift", "shift"]
+    assert all(row["accuracy"] == row["auroc"] == 1 and "sensitivity" not in row for row in rows)
+    assert robustness.table(knows, pixels, labels, 0.5, 1, perturbations=[]) == []
+
+
 def test_what_is_covered_tells_nothing_and_what_is_around_it_stays() -> None:
     pixels = films(4)
     covered = robustness.cover(pixels)

@@ -68,3 +68,30 @@ def test_what_is_drawn_is_not_drawn_again_and_what_is_half_drawn_is(drawn, tmp_p
     synthetic.generate(directory, 12, 7)
     assert len(contents(directory)) == 12
     assert not (tmp_path / "set.unfinished").exists()
+
+
+# --- digits
+
+
+def test_the_same_seed_draws_the_same_digits_and_each_as_often(tmp_path):
+    for name, seed in (("one", 7), ("again", 7), ("other", 8)):
+        synthetic.generate(tmp_path / name, 60, seed, drawn="digits")
+    names = contents(tmp_path / "one")
+    assert names == contents(tmp_path / "again")
+    assert not set(names.values()) & set(contents(tmp_path / "other").values())
+    assert len(set(names.values())) == 60
+    assert [sum(f"/{digit}/" in name for name in names) for digit in range(10)] == [6] * 10
+    with Image.open(next((tmp_path / "one").rglob("*.png"))) as image:
+        assert "Synthetic" in image.info["Description"]
+        assert (image.mode, image.size) == ("L", (28, 28))
+
+
+@pytest.mark.parametrize("digit", range(10))
+def test_a_digit_lies_in_the_middle_white_on_black(digit):
+    for seed in range(20):
+        values = np.asarray(synthetic.draw_digit(digit, np.random.default_rng(seed)), dtype=float)
+        assert values.max() > 100 and np.median(values) == 0
+        edge = values[[0, -1]].sum() + values[:, [0, -1]].sum()
+        assert edge < 0.04 * values.sum(), "it is whole, or nearly so"
+        rows, columns = (values.sum(axis=axis) @ np.arange(28) / values.sum() for axis in (1, 0))
+        assert abs(rows - 13.5) < 2.5 and abs(columns - 13.5) < 2.5

@@ -248,19 +248,25 @@ def draw_digit(digit: int, rng: np.random.Generator) -> Image.Image:
         for stroke in strokes
     ]  # fmt: skip
     every = np.concatenate(curves)
+    pen = rng.uniform(1.4, 3.4)
+    # MNIST's digits fill 20 by 20 pixels, their centre of mass in the middle of 28 by 28.
     low, high = every.min(axis=0), every.max(axis=0)
-    size = rng.uniform(17, 20) / max(*(high - low), 0.3)
-    place = DIGIT_SIDE / 2 + rng.normal(0, 0.7, 2)
-    pen = rng.uniform(1.4, 3.4) * FINE
-    canvas = Image.new("L", (DIGIT_SIDE * FINE,) * 2)
+    size = (rng.uniform(18, 20) - pen) / max(*(high - low), 0.3)
+    side = DIGIT_SIDE * FINE
+    canvas = Image.new("L", (side, side))
     pencil = ImageDraw.Draw(canvas)
+    radius = pen * FINE / 2
     for curve in curves:
-        points = ((curve - (low + high) / 2) * size + place) * FINE
+        points = [(float(x), float(y)) for x, y in (curve - (low + high) / 2) * size * FINE + side / 2]
         for x, y in points:
-            pencil.ellipse((x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2), fill=255)
-        pencil.line([(float(x), float(y)) for x, y in points], fill=255, width=round(pen), joint="curve")
-    small = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.6) * FINE))
-    return small.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BOX)
+            pencil.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+        pencil.line(points, fill=255, width=round(2 * radius), joint="curve")
+    values = np.asarray(canvas, dtype=np.float64)
+    middle = [values.sum(axis=axis) @ np.arange(side) / values.sum() for axis in (0, 1)] + rng.normal(0, 0.5, 2) * FINE
+    left, top = (round(float(place) - side / 2) for place in middle)
+    moved = canvas.crop((left, top, left + side, top + side))
+    soft = moved.filter(ImageFilter.GaussianBlur(rng.uniform(0.15, 0.5) * FINE))
+    return soft.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BOX)
 
 
 def _digit_plan(images: int, _seed: int) -> list[tuple[str, str, int, int]]:
