@@ -101,6 +101,8 @@ def test_judged_images_are_trained_on_and_measure_nothing(tmp_path, judged):
     alone, _ = data.prepare(str(tmp_path / "set"), tmp_path / "cache", SHAPE, CLASSES)
     both, pixels = data.prepare(str(tmp_path / "set"), tmp_path / "cache", SHAPE, CLASSES, feedback=judged)
     assert both.digest != alone.digest
+    assert both.split_digest("test") == alone.split_digest("test")
+    assert both.split_digest("train") != alone.split_digest("train")
     assert both.judged() == {"NORMAL": 25, "PNEUMONIA": 25}
     rest = [sample for sample in both.samples if not sample.judged]
     assert [(sample.name, sample.split) for sample in rest] == [(s.name, s.split) for s in alone.samples]

@@ -608,6 +608,7 @@ def make_bundle(
             "source": manifest.source,
             "synthetic": manifest.synthetic,
             "digest": manifest.digest,
+            "test_digest": manifest.split_digest("test"),
             "counts": manifest.counts(),
             "left_out": len(manifest.left_out),
             "feedback": {**manifest.judged(), "weight": settings.feedback_weight} if job.feedback else None,

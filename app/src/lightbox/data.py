@@ -93,6 +93,7 @@ class Sample:
         patient: images with the same patient stay together.
         split: the side it is on; before the split is made, the side that the data set gives, or the empty string.
         row: its place in the array of pixels.
+        digest: SHA-256 of its content.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Sample:
     patient: str
     split: str
     row: int = -1
+    digest: str = ""
 
     @property
     def judged(self) -> bool:
@@ -139,6 +141,11 @@ class Manifest:
         """Return the number of images by split and class."""
         found = Counter((sample.split, sample.label) for sample in self.samples)
         return {split: {name: found[split, i] for i, name in enumerate(self.classes)} for split in SPLITS}
+
+    def split_digest(self, split: str) -> str:
+        """Return the digest of the images of one split and their labels, whatever they are called."""
+        listing = sorted(f"{self.classes[sample.label]}\0{sample.digest}\n" for sample in self.of(split))
+        return hashlib.sha256("".join(listing).encode()).hexdigest()
 
     def judged(self) -> dict[str, int]:
         """Return by class the number of images that people judged."""
@@ -740,7 +747,7 @@ def _assign(
 ) -> tuple[list[Sample], list[Problem]]:
     """Return the samples with their split and what was left out, in the order of `found`."""
     judged = [
-        Sample(item.name, item.label, patient_of(item.name, ""), "train", row)
+        Sample(item.name, item.label, patient_of(item.name, ""), "train", row, item.digest)
         for row, item in enumerate(item for item in found if item.name not in unusable)
         if item.given == FEEDBACK
     ]
@@ -752,7 +759,14 @@ def _assign(
     if all(given["validation", label] >= ENOUGH for label in labels):
         kept.add("validation")
     samples = [
-        Sample(item.name, item.label, patient_of(item.name, pattern), item.given if item.given in kept else "", row)
+        Sample(
+            item.name,
+            item.label,
+            patient_of(item.name, pattern),
+            item.given if item.given in kept else "",
+            row,
+            item.digest,
+        )
         for row, item in enumerate(usable)
     ]
     # A patient of a given test split is not trained on, nor is a choice made by looking at them.
@@ -853,7 +867,8 @@ def gather(
     usable = [item for item in seen.found if item.name not in seen.unusable]
     problems = [Problem(name, reason) for name, reason in seen.unusable.items()]
     samples = [
-        Sample(item.name, item.label, patient_of(item.name, pattern), "test", row) for row, item in enumerate(usable)
+        Sample(item.name, item.label, patient_of(item.name, pattern), "test", row, item.digest)
+        for row, item in enumerate(usable)
     ]
     manifest = seen.manifest(located, samples, problems)
     for name, count in manifest.counts()["test"].items():

@@ -194,6 +194,7 @@ def _recalibrate(engine: Engine, films: Films, rule: str, directory: Path) -> No
     contract = copy.deepcopy(engine.contract)
     contract["metrics"] = {split: films.figures(split, values) for split, values in scores.items()}
     contract[EXTERNAL] = films.told()
+    contract["data"]["test_digest"] = films.manifest.split_digest("test")
     contract["recalibrated"]["before"] = {
         name: value for name, value in before.items() if name not in ("roc", "reliability")
     }
