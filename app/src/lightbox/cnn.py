@@ -371,6 +371,7 @@ class Progress:
             "message": "",
             "run": None,
             "bundle": None,
+            "report": None,
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         self(now=True)
@@ -870,6 +871,12 @@ def _summary(found: Bundle) -> str:
     return f"{told}; validation accuracy {metrics['validation']['accuracy']:.4f}"
 
 
+def _places(found: Bundle) -> dict[str, Any]:
+    """Return where a bundle and its report are, for the progress file."""
+    place = found.path.resolve()
+    return {"bundle": str(place), "report": str(place / report.REPORT_FILE)}
+
+
 def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
     """Bring the data, train unless that was done, and return the bundle.
 
@@ -908,9 +915,12 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
             _point(job.out_link, directory / "bundle")
             say(f"nothing changed, nothing trained: run {run} is finished. {_summary(found)}")
             progress(
-                state="unchanged", message="nothing changed, nothing trained", bundle=str(found.path.resolve()),
-                epoch=found.contract["training"]["epochs"], eta_seconds=0,
-            )  # fmt: skip
+                state="unchanged",
+                message=f"nothing changed, nothing trained: {_summary(found)}",
+                epoch=found.contract["training"]["epochs"],
+                eta_seconds=0,
+                **_places(found),
+            )
             return found
         say(
             f"run {run}: {settings.architecture} on {job.data} ({'synthetic' if manifest.synthetic else 'real'} images)"
@@ -929,9 +939,12 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
         _point(job.out_link, directory / "bundle")
         say(_summary(found))
         progress(
-            state="done", message=_summary(found), bundle=str(found.path.resolve()), eta_seconds=0,
+            state="done",
+            message=_summary(found),
+            eta_seconds=0,
             val_accuracy=round(found.contract["metrics"]["validation"]["accuracy"], 5),
-        )  # fmt: skip
+            **_places(found),
+        )
         return found
 
 
@@ -962,7 +975,8 @@ def evaluate(job: Job, settings: Settings, progress: Progress) -> Path:
     message = summary(contract["version"], figures)
     say(f"{message}; the report is {found / report.REPORT_FILE}")
     recalibrated = str((found / "bundle").resolve()) if job.recalibrate else None
-    progress(state="done", message=message, bundle=recalibrated, eta_seconds=0)
+    page = str((found / report.REPORT_FILE).resolve())
+    progress(state="done", message=message, bundle=recalibrated, report=page, eta_seconds=0)
     return found
 
 
