@@ -5,10 +5,13 @@ The tests run in the order they stand in: the first brings the system up.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import struct
 import subprocess
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +265,83 @@ def test_a_release_and_a_rollback_fail_no_request(system: System) -> None:
         done = system.play("playbooks/rollback.yml")
         assert done.returncode == 0, done.stdout[-6000:]
         time.sleep(2)
+    assert system.model()["version"] == version
+    assert visitors.answers and visitors.failed() == []
+
+
+# --- other models ---------------------------------------------------------------------------------------------------
+
+# Short trainings, whose models are released however good they are.
+SHORT = json.dumps({"model_profiles": {"cpu": {"architecture": "compact", "epochs": 2, "image_size": 64}}})
+LENIENT = json.dumps({"release_policy": {"gate": {"metric": "auroc", "minimum": 0, "tolerance": 1}, "approval": "auto",
+                      "watch": {"seconds": 0, "errors": 1, "p99_seconds": 60, "requests": 1}}})  # fmt: skip
+
+
+def grey_noise(number: int, side: int = 64) -> bytes:
+    """Return a PNG of noise that differs from that of any other number."""
+    grey = hashlib.shake_128(str(number).encode()).digest(side * side)
+    rows = b"".join(b"\0" + grey[row * side : (row + 1) * side] for row in range(side))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def films(directory: Path, count: int, seed: int) -> Path:
+    """Draw labelled films; return the directory."""
+    code = "import sys; from pathlib import Path; from lightbox.synthetic import generate; "
+    code += "generate(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
+    subprocess.run([ROOT / ".venv-app/bin/python", "-c", code, directory, str(count), str(seed)], check=True)
+    return directory
+
+
+def test_what_people_judged_on_the_pages_is_trained_on_and_counted(system: System) -> None:
+    version = system.model()["version"]
+    for number in range(50):
+        status, text = system.upload(grey_noise(number), f"{number}.png")
+        assert status == 200
+        case = re.search(r"/cases/([\w-]+)", text)
+        assert case
+        status, _ = system.fetch(f"/cases/{case[1]}/feedback", b"label=Pneumonia")
+        assert status == 200
+    done = system.play("train.yml", "-e", SHORT, "-e", LENIENT, "-e", "feedback_weight=2")
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert "50 judged cases: 50 PNEUMONIA" in done.stdout
+    model = system.model()
+    assert model["version"] != version
+    assert model["data"]["feedback"] == {"NORMAL": 0, "PNEUMONIA": 50, "weight": 2.0}
+    report = (ROOT / f"reports/{model['version']}.html").read_text()
+    assert "Judged on these pages" in report and "PNEUMONIA 50" in report
+
+
+def test_a_model_of_shuffled_labels_is_stopped_in_words(system: System, tmp_path: Path) -> None:
+    version = system.model()["version"]
+    directory = films(tmp_path / "films", 300, seed=5)
+    for number, file in enumerate(sorted(directory.rglob("*.png"))):
+        # Whatever it shows, every other image is called healthy.
+        file.rename(directory / "train" / ("NORMAL", "PNEUMONIA")[number % 2] / f"IM-{number:04d}-0001.png")
+    with Visitors(system) as visitors:
+        done = system.play("train.yml", "-e", SHORT, "-e", f"data={directory}")
+    assert done.returncode != 0
+    assert "auroc" in done.stdout and "the gate lets" in done.stdout, done.stdout[-6000:]
+    assert system.model()["version"] == version
+    assert visitors.answers and visitors.failed() == []
+
+
+def test_the_threshold_is_chosen_anew_on_films_of_another_house(system: System, tmp_path: Path) -> None:
+    version = system.model()["version"]
+    directory = films(tmp_path / "films", 160, seed=6)
+    with Visitors(system) as visitors:
+        done = system.play("playbooks/calibrate.yml", "-e", f"films={directory}", "-e", "rule=balanced", "-e", LENIENT)
+        assert done.returncode == 0, done.stdout[-8000:]
+        model = system.model()
+        assert model["recalibrated"]["from"] == version
+        assert (ROOT / f"reports/{model['version']}.html").is_file()
+        done = system.play("playbooks/rollback.yml")
+        assert done.returncode == 0, done.stdout[-6000:]
     assert system.model()["version"] == version
     assert visitors.answers and visitors.failed() == []
 
