@@ -526,6 +526,7 @@ def make_bundle(
             "source": manifest.source,
             "synthetic": manifest.synthetic,
             "digest": manifest.digest,
+            "test_digest": manifest.test_digest,
             "counts": manifest.counts(),
             "left_out": len(manifest.left_out),
         },

@@ -99,6 +99,7 @@ class Manifest:
         samples: every usable image.
         left_out: every other image, with the reason.
         digest: SHA-256 over the names and contents of all images.
+        test_digest: SHA-256 over labels and contents of the test images; their names and order do not count.
     """
 
     source: str
@@ -108,6 +109,7 @@ class Manifest:
     samples: tuple[Sample, ...]
     left_out: tuple[Problem, ...]
     digest: str
+    test_digest: str = ""
 
     def of(self, split: str) -> list[Sample]:
         """Return the images of one split."""
@@ -747,7 +749,12 @@ def prepare(
     )
     unusable.update(unreadable)
     samples, problems = _assign(found, unusable, pattern, seed, validation, test)
-    manifest = Manifest(located.kind, str(root), located.synthetic, names, tuple(samples), tuple(problems), digest)
+    contents = {item.name: item.digest for item in found}
+    tested = sorted(f"{contents[item.name]} {names[item.label]}\n" for item in samples if item.split == "test")
+    test_digest = hashlib.sha256("".join(tested).encode()).hexdigest()
+    manifest = Manifest(
+        located.kind, str(root), located.synthetic, names, tuple(samples), tuple(problems), digest, test_digest
+    )
     _check_counts(manifest, expected or {})
     return manifest, array
 
