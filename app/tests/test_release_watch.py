@@ -12,7 +12,7 @@ import httpx
 import pytest
 from serving_kit import Load, RedisServer, Start, model_bytes, png, write_bundle
 
-from lightbox.release_watch import Counts, Limits, WatchError, judge, main, quantile, watch
+from lightbox.release_watch import TOO_BAD, Counts, Limits, WatchError, judge, main, quantile, watch
 
 LIMITS = Limits(errors=0.05, p99=1.0, requests=10)
 
@@ -73,7 +73,7 @@ def test_too_many_errors_and_too_slow_answers_are_told_with_their_numbers():
 
 
 def test_a_service_that_does_not_answer_is_not_well(capsys):
-    assert main(["http://127.0.0.1:9/metrics", "--seconds", "0"]) == 1
+    assert main(["http://127.0.0.1:9/metrics", "--seconds", "0"]) == TOO_BAD
     assert "does not tell its metrics" in capsys.readouterr().err
 
 

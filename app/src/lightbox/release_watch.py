@@ -1,6 +1,6 @@
 """The watch over a release: whether the service answers as well as it should with the model that has just gone live.
 
-``python -m lightbox.release_watch URL --seconds 60`` reads the service's own metrics once a second. It ends with 1 and
+``python -m lightbox.release_watch URL --seconds 60`` reads the service's own metrics once a second. It ends with 3 and
 one line on standard error as soon as enough requests were answered and too many of them with an error, or too slowly;
 it ends with 0 and one line on standard output when the time is over and neither was the case. What the monitor and the
 release itself ask of the service does not count. A batch counts as one request, whatever becomes of its images.
@@ -22,6 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 PROBES = frozenset({"/health", "/ready", "/metrics", "/v1/health/live", "/v1/health/ready", "/v1/model"})
 REQUESTS = "lightbox_http_requests_total"
 LATENCY = "lightbox_http_request_seconds_bucket"
+# Not 1, with which Python ends on an error of its own: that is no reason to go back.
+TOO_BAD = 3
 
 
 class WatchError(Exception):
@@ -172,7 +174,9 @@ def watch(url: str, seconds: float, limits: Limits, interval: float = 1.0) -> st
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
-    """Run the command line; the exit status is 0 when all is well and 1 with one line on standard error otherwise."""
+    """Run the command line; the exit status is 0 when all is well, and `TOO_BAD` with one line on standard error when
+    the service does worse than it may.
+    """
     parser = argparse.ArgumentParser(prog="lightbox.release_watch", description="Watch a service after a release.")
     parser.add_argument("url", help="of the service's metrics")
     parser.add_argument("--seconds", type=float, default=60, help="how long (60)")
@@ -184,7 +188,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         told = watch(options.url, options.seconds, Limits(options.errors, options.p99, options.requests))
     except WatchError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return TOO_BAD
     sys.stdout.write(f"{told}\n")
     return 0
 
