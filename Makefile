@@ -5,6 +5,7 @@ SYSTEM ?= pneumonia
 DATA ?=
 OUT ?=
 T ?=
+VERSION ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,12 +16,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab train rollback verify status logs destroy down test lint bench-serving bench-engines bench-soak picture locks clean
+.PHONY: help up lab train models approve rollback verify status logs destroy down test lint bench-serving bench-engines bench-soak picture locks clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  WHERE=lab|aws ($(WHERE))   SYSTEM=pneumonia ($(SYSTEM))   DATA=directory, archive or synthetic   OUT=FILE (verify, bench-…)   T=subset (test)"
+	@echo "  WHERE=lab|aws ($(WHERE))   SYSTEM=pneumonia ($(SYSTEM))   DATA=directory, archive or synthetic   OUT=FILE (verify, bench-…)   T=subset (test)   VERSION=… (approve, rollback)"
 
 up: $(if $(filter lab,$(WHERE)),lab,$(VENV)/ready) ## Bring SYSTEM up: network, hosts, model, proof; prints its URL
 	$(ANSIBLE) site.yml $(VARS)
@@ -31,8 +32,14 @@ lab: $(VENV)/ready .cache/lab-packages ## Start the lab (AWS rehearsed on this m
 train: $(VENV)/ready ## Train on DATA and release the model if it is good enough
 	$(ANSIBLE) train.yml $(VARS)
 
-rollback: $(VENV)/ready ## Make the model before the live one live again
-	$(ANSIBLE) playbooks/rollback.yml
+models: $(VENV)/ready ## Show every model in the store, and what was released when, by whom and why
+	$(ANSIBLE) playbooks/models.yml
+
+approve: $(VENV)/ready ## Approve VERSION and release it
+	$(ANSIBLE) playbooks/approve.yml -e version=$(VERSION)
+
+rollback: $(VENV)/ready ## Make the model before the live one live again, or VERSION
+	$(ANSIBLE) playbooks/rollback.yml $(if $(VERSION),-e version=$(VERSION))
 
 verify: $(VENV)/ready ## Examine the running system; OUT=FILE writes the findings as JSON
 	$(ANSIBLE) playbooks/verify.yml $(if $(OUT),-e verify_out=$(abspath $(OUT)))

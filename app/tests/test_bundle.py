@@ -204,3 +204,62 @@ def test_a_model_of_other_labels_or_without_the_figure_is_stopped(tmp_path):
         gate(new, old, "auroc", 0.01)
     with pytest.raises(BundleError, match="no figure"):
         gate(old, None, "f1", 0.01)
+
+
+def test_below_the_minimum_nothing_passes_whatever_is_live(tmp_path, capsys):
+    new, old = candidates(tmp_path, {"metrics": {"test": {"auroc": 0.75}}}, {"metrics": {"test": {"auroc": 0.70}}})
+    assert gate(new, old, "auroc", 0.01, 0.75)
+    for live in (old, None):
+        with pytest.raises(BundleError, match=r"2 has auroc 0\.7500; the gate lets 0\.8 or more pass"):
+            gate(new, live, "auroc", 0.01, 0.8)
+    assert main(["gate", str(new.path), "-", "--minimum", "0.8"]) == 1
+    assert "0.8 or more" in capsys.readouterr().err
+    high = Bundle.load(write(tmp_path / "high", metrics={"test": {"brier": 0.3}}))
+    with pytest.raises(BundleError, match=r"0\.2 or less"):
+        gate(high, None, "brier", 0.01, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "same"),
+    [
+        ({"test_digest": "a", "digest": "1"}, {"test_digest": "a", "digest": "2"}, True),
+        ({"test_digest": "a", "digest": "1"}, {"test_digest": "b", "digest": "1"}, False),
+        ({"digest": "1", "counts": {"test": {"N": 3}}}, {"digest": "1", "counts": {"test": {"N": 3}}}, True),
+        ({"digest": "1", "counts": {"test": {"N": 3}}}, {"digest": "1", "counts": {"test": {"N": 4}}}, False),
+        ({"digest": "1", "test_digest": "a"}, {"digest": "1"}, True),
+        ({}, {}, False),
+    ],
+)
+def test_the_gate_says_when_the_two_were_tested_on_different_images(tmp_path, new, old, same):
+    candidate, live = candidates(tmp_path, {"data": new}, {"data": old})
+    assert ("on another test set" in gate(candidate, live, "auroc", 0.01)) is not same
+
+
+def test_data_dealt_by_another_seed_is_another_test_set(tmp_path):
+    data = {"data": {"digest": "1", "counts": {"test": {"N": 3}}}}
+    candidate, live = candidates(tmp_path, {**data, "training": {"seed": 2}}, {**data, "training": {"seed": 1}})
+    assert "on another test set" in gate(candidate, live, "auroc", 0.01)
+
+
+def test_a_comparison_shows_both_models_with_their_intervals_and_what_the_gate_says(tmp_path, capsys):
+    test = {"accuracy": 0.91, "auroc": 0.93, "sensitivity": 0.9, "auroc_worst": None, "images": 624,
+            "intervals": {"accuracy": [0.88, 0.935]}}  # fmt: skip
+    write(tmp_path / "new", version="2", metrics={"test": test})
+    write(tmp_path / "old")
+    assert main(["compare", str(tmp_path / "new"), str(tmp_path / "old"), "--tolerance", "0.01"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["candidate", "live"]
+    assert lines[1].split() == ["version", "2", "1"]
+    assert lines[2].split() == ["test", "images", "624", "real", "unknown", "real"]
+    assert "0.9100 (0.880 to 0.935)" in lines[3]
+    assert lines[4].split() == ["AUROC", "0.9300", "0.9500"]
+    assert lines[7].startswith("worst AUROC on changed images  not stated")
+    assert lines[8] == "The two were tested on different images."
+    assert lines[9].startswith("The gate stops it: 2 has auroc 0.9300, 0.0200 worse than the live 1")
+
+
+def test_a_first_model_is_compared_with_nothing(tmp_path, capsys):
+    assert main(["compare", str(write(tmp_path / "new")), "-"]) == 0
+    out = capsys.readouterr().out
+    assert "No model is live." in out
+    assert out.endswith("The gate lets it pass: auroc 0.9500, no model is live.\n")

@@ -212,6 +212,17 @@ def test_a_test_split_that_is_there_is_kept_and_its_patients_are_not_trained_on(
     assert sum(manifest.counts()["validation"].values()) > 4
 
 
+def test_more_training_images_leave_the_test_digest_as_it_is(tmp_path):
+    root = tree(tmp_path / "set")
+    tree(root, normal=10, ill=10, top="test", first=500)
+    before, _ = prepare(root, tmp_path / "cache")
+    more, _ = prepare(tree(root, normal=5, ill=5, first=300), tmp_path / "cache", seed=2)
+    assert more.digest != before.digest
+    assert more.split_digest("test") == before.split_digest("test")
+    (root / "test/NORMAL/IM-0500-0001.jpeg").write_bytes(picture(99))
+    assert prepare(root, tmp_path / "cache")[0].split_digest("test") != before.split_digest("test")
+
+
 def test_folders_around_the_set_and_of_classes_alone_are_understood(tmp_path):
     root = tree(tmp_path / "outer/chest_xray")
     plain = tmp_path / "plain"

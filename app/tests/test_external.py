@@ -17,7 +17,7 @@ from PIL import Image
 from serving_kit import logistic, write_bundle
 
 from lightbox import cnn
-from lightbox.bundle import Bundle, file_digest
+from lightbox.bundle import Bundle, file_digest, gate
 from lightbox.data import Manifest
 from lightbox.images import open_image
 from lightbox.serving import Engine
@@ -109,6 +109,9 @@ def test_the_threshold_is_chosen_on_half_of_the_patients_and_judged_on_the_other
     verdict = engine.assess(bright).verdict
     assert verdict.label == "Pneumonia" and verdict.confidence > 0.5
     assert "report.html" in made.contract["files"]
+    # The gate compares the two on the same films: on those of before the old one seemed better.
+    assert gate(made, old, "auroc", 0.01) == f"auroc {test['auroc']:.4f}, live {test['auroc']:.4f}"
+    assert "live 0.0000" in gate(made, old, "sensitivity", 0.01)
     assert any("chosen anew on 40 images" in sentence for sentence in made.contract["limits"])
 
 

@@ -141,3 +141,94 @@ def test_paths_that_are_wrong_are_named():
 def test_the_record_tells_what_was_live_before(events, live, present, before):
     record = "".join(f"2026-01-01T00:00:00Z {line}\n" for line in events.splitlines())
     assert releases.releases_before(record, live, present) == before
+
+
+def test_the_record_tells_who_and_why_and_old_lines_tell_neither():
+    record = "2026-01-01T00:00:00Z released A\n2026-01-02T00:00:00Z released B ada auroc 0.9, live 0.8\n\nbroken\n"
+    assert releases.release_record(record) == [
+        {"time": "2026-01-01T00:00:00Z", "event": "released", "version": "A", "by": "", "why": ""},
+        {
+            "time": "2026-01-02T00:00:00Z",
+            "event": "released",
+            "version": "B",
+            "by": "ada",
+            "why": "auroc 0.9, live 0.8",
+        },
+    ]
+    assert releases.releases_before(record, "B", ["A", "B"]) == ["A"]
+
+
+POLICY = {
+    "gate": {"metric": "auroc", "minimum": 0.7, "tolerance": 0.01},
+    "approval": "auto",
+    "watch": {"seconds": 60, "errors": 0.05, "p99_seconds": 5, "requests": 20},
+}
+
+
+def test_a_policy_that_can_be_followed_has_no_problem():
+    assert releases.release_policy_problems(POLICY) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"approval": "perhaps"}, "release_policy.approval is 'perhaps'; it can be auto or manual."),
+        ({"gate": None}, "release_policy.gate is missing."),
+        ({"gate": {"metric": "", "minimum": 0.7, "tolerance": 0}}, "release_policy.gate.metric is missing"),
+        ({"gate": {"metric": "auroc", "tolerance": 0}}, "release_policy.gate.minimum is None, not a number."),
+        ({"gate": {**POLICY["gate"], "tolerance": -1}}, "release_policy.gate.tolerance is -1; it can be 0 or more."),
+        ({"watch": {**POLICY["watch"], "errors": 5}}, "release_policy.watch.errors is 5; it can be from 0 to 1."),
+        ({"watch": {**POLICY["watch"], "requests": "many"}}, "release_policy.watch.requests is 'many', not a number."),
+    ],
+)
+def test_what_is_wrong_with_a_policy_is_named(change, words):
+    problems = releases.release_policy_problems({**POLICY, **change})
+    assert len(problems) == 1
+    assert words in problems[0]
+
+
+def test_the_variable_that_was_replaced_is_named_with_its_replacement():
+    problems = releases.release_policy_problems(POLICY, old_gate=True)
+    assert len(problems) == 1
+    assert "release_gate" in problems[0] and "release_policy.gate" in problems[0]
+    assert len(releases.release_policy_problems(None, old_gate=True)) == 2
+
+
+def bundle(version, synthetic=False, approval=None):
+    data = {"source": "synthetic" if synthetic else "directory", "digest": "abcdef0123", "synthetic": synthetic}
+    return {
+        "version": version, "created": "2026-01-01T00:00:00Z", "data": {**data, "images": 5856},
+        "metrics": {"accuracy": 0.9, "auroc": 0.95}, "approval": approval,
+    }  # fmt: skip
+
+
+def test_the_table_of_models_tells_data_figures_and_where_each_is_or_was_live():
+    unknown = {"version": "E", "created": None, "data": {}, "metrics": {}, "approval": None}
+    shown = releases.bundles_table(
+        [bundle("D"), bundle("C"), bundle("B", approval={"approved_by": "ada"}), bundle("A", synthetic=True), unknown],
+        {"api": "C", "api2": "C"},
+        ["t released A\nt released B ada why\n", "t released C\n"],
+        manual=True,
+    ).splitlines()
+    assert shown[0].split() == ["version", "trained", "data", "images", "accuracy", "AUROC", "state"]
+    assert shown[1].split(maxsplit=8) == [
+        "D", "2026-01-01T00:00:00Z", "directory", "real", "abcdef01", "5856", "0.9000", "0.9500", "not approved",
+    ]  # fmt: skip
+    assert shown[2].endswith("live on api, api2")
+    assert shown[3].endswith("was live; approved by ada")
+    assert "synthetic abcdef01" in shown[4] and "synthetic synthetic" not in shown[4]
+    assert shown[4].endswith("was live")
+    assert shown[5].split() == ["E", "-", "-", "-", "-", "-", "not", "approved"]
+    assert releases.bundles_table([bundle("D")], {}, []).endswith("  -")
+    assert "train a model first" in releases.bundles_table([], {}, [])
+
+
+def test_the_records_of_all_hosts_are_shown_in_the_order_of_time():
+    shown = releases.record_table(
+        {"b": "2026-01-02T00:00:00Z released B ada why not\n", "a": "2026-01-01T00:00:00Z released A\n"}
+    )
+    assert [line.split(maxsplit=5) for line in shown.splitlines()[1:]] == [
+        ["2026-01-01T00:00:00Z", "a", "released", "A", "-", "-"],
+        ["2026-01-02T00:00:00Z", "b", "released", "B", "ada", "why not"],
+    ]
+    assert releases.record_table({"a": ""}) == "Nothing has been released yet."

