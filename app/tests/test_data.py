@@ -652,3 +652,47 @@ def test_the_kind_of_an_image_is_read_from_its_name() -> None:
     )]  # fmt: skip
     assert kinds == ["bacteria", "virus", "", ""]
     assert data.kind_of("person1_bacteria_2.jpeg", "") == ""
+
+
+def chest(number: int) -> Image.Image:
+    """Return a picture in large shapes, as a film is: a blurred pattern that differs from that of any other number."""
+    coarse = np.random.default_rng(number).integers(0, 255, (6, 6), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
+
+
+def test_a_copy_in_another_format_is_not_on_two_sides(tmp_path):
+    root = tmp_path / "set"
+    for number in range(40):
+        for label, name in enumerate(CLASSES):
+            file = root / "train" / name / f"IM-{number:04d}-0001.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            chest(100 * label + number).save(file)
+    file = root / "test/NORMAL/IM-0500-0001.jpeg"
+    file.parent.mkdir(parents=True)
+    (root / "test/PNEUMONIA").mkdir()
+    # One film of the training images, smaller and compressed, and one of nobody's.
+    chest(3).resize((60, 60)).save(file, quality=30)
+    chest(900).save(root / "test/PNEUMONIA/person900_virus_1.png")
+    judged = tmp_path / "judged/PNEUMONIA"
+    judged.mkdir(parents=True)
+    chest(900).save(judged / "case1.jpeg", quality=60)
+    chest(901).save(judged / "case2.jpeg", quality=60)
+    shape = Shape(64, 64, "grayscale", "bilinear")
+    found, _ = data.prepare(str(root), tmp_path / "cache", shape, CLASSES, feedback=tmp_path / "judged", alike=0.995)
+    reasons = {problem.name: problem.reason for problem in found.left_out}
+    copy, upload = "train/NORMAL/IM-0003-0001.png", "feedback/PNEUMONIA/case1.jpeg"
+    assert reasons == {
+        copy: "it shows the same as test/NORMAL/IM-0500-0001.jpeg, which is in test",
+        upload: "it shows the same as test/PNEUMONIA/person900_virus_1.png, which is in test",
+    }
+    assert "feedback/PNEUMONIA/case2.jpeg" in {sample.name for sample in found.of("train")}
+    assert not {copy, upload} & {sample.name for sample in found.samples}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not xray().is_dir(), reason="the real data set is not here: name it with LIGHTBOX_XRAY")
+def test_no_two_patients_of_kermanys_images_show_the_same(tmp_path):
+    shape = Shape(64, 64, "grayscale", "bilinear")
+    found, _ = data.prepare(str(xray()), tmp_path / "cache", shape, CLASSES, alike=0.98)
+    assert len(found.samples) > 5100
+    assert not [problem for problem in found.left_out if "shows the same" in problem.reason]

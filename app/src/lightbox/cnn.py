@@ -70,6 +70,8 @@ class System:
         form: how people give an image.
         grey: whether an image in colour cannot be one of these.
         perturbations: names of what robustness is measured with, in `lightbox.robustness.PERTURBATIONS`.
+        alike: correlation from which two images show the same, see `lightbox.data.without_copies`; None where different
+            images look the same.
         shortcuts: whether something beside the middle of an image, or its file, may tell its class.
         defaults: settings in which it differs from the general defaults and those of the architecture.
     """
@@ -84,6 +86,7 @@ class System:
     form: str = "upload"
     grey: bool = True
     perturbations: tuple[str, ...] = tuple(one.name for one in robustness.PERTURBATIONS)
+    alike: float | None = None
     shortcuts: bool = True
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -104,6 +107,7 @@ SYSTEMS = {
         positive="Pneumonia",
         patient=data.CHEST_PATIENT,
         kind=data.CHEST_KIND,
+        alike=0.995,
     ),
     "mnist": System(
         classes={digit: digit for digit in "0123456789"},
@@ -129,6 +133,7 @@ SYSTEMS = {
             "brightness": 0.0,
             "blur": 0.0,
             "noise": 0.0,
+            "frame": 0.0,
             "validation_share": 0.08,
         },
     ),
@@ -145,7 +150,7 @@ class Settings:
 
     architecture: str = _setting("compact", f"network: {', '.join(ARCHITECTURES)}")
     image_size: int = _setting(128, "height and width of the network's input, in pixels")
-    epochs: int = _setting(16, "most epochs")
+    epochs: int = _setting(20, "most epochs")
     patience: int = _setting(8, "epochs with no better AUROC (many classes: accuracy) on validation before it stops")
     batch_size: int = _setting(32, "images per step, over all GPUs together")
     learning_rate: float = _setting(2e-3, "highest learning rate")
@@ -164,14 +169,15 @@ class Settings:
     augment: bool = _setting(True, "vary the training images")
     rotation: float = _setting(10.0, "largest rotation, in degrees")
     shift: float = _setting(0.06, "largest shift, as a share of the side")
-    zoom: float = _setting(0.12, "largest change of size, as a natural logarithm")
+    zoom: float = _setting(0.16, "largest change of size, as a natural logarithm")
     stretch: float = _setting(0.12, "largest change of the ratio of the sides, as a natural logarithm")
     flip: bool = _setting(False, "mirror images: off, for the heart is on one side")
     gamma: float = _setting(0.4, "largest change of gamma, as a natural logarithm")
     contrast: float = _setting(0.25, "largest change of contrast, as a share")
     brightness: float = _setting(0.1, "largest change of brightness, as a share of white")
-    blur: float = _setting(0.6, "largest blur, as a share of a 2 by 2 mean, and largest sharpening")
-    noise: float = _setting(0.05, "largest standard deviation of noise in every other image, as a share of white")
+    blur: float = _setting(0.8, "largest blur, as a share of a Gaussian of 1.2 pixels, and largest sharpening")
+    frame: float = _setting(0.1, "thickest black frame around every third image, as a share of the side")
+    noise: float = _setting(0.08, "largest standard deviation of noise in every other image, as a share of white")
     threshold: str = _setting(
         "balanced", "how the threshold of two classes is chosen: balanced, accuracy or sensitivity:0.95"
     )
@@ -238,6 +244,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "brightness": (0, 0.9),
     "blur": (0, 1),
     "noise": (0, 0.5),
+    "frame": (0, 0.4),
     "validation_share": (0.02, 0.45),
     "test_share": (0.02, 0.45),
     "uncertain_below": (0.5, 0.999),
@@ -903,6 +910,7 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
         expected=_expected(job.expected),
         report=progress.report,
         feedback=Path(job.feedback) if job.feedback else None,
+        alike=system.alike,
     )
     run = run_id(manifest.digest, job, settings)
     directory = runs / run
