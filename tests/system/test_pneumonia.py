@@ -269,6 +269,91 @@ def test_a_release_and_a_rollback_fail_no_request(system: System) -> None:
     assert visitors.answers and visitors.failed() == []
 
 
+def record(system: System) -> list[str]:
+    """Return the lines of the API host's record of releases, each without its time."""
+    lines = system.on("api", "cat /var/lib/lightbox/model/releases.log").splitlines()
+    return [line.split(maxsplit=1)[1] for line in lines]
+
+
+def test_a_version_is_gone_back_to_by_its_name(system: System) -> None:
+    version = system.model()["version"]
+    with Visitors(system) as visitors:
+        done = system.play(
+            "playbooks/rollback.yml", "-e", "version=99990101T000000Z-another0", "-e", "why='to see it again'",
+            "-e", "operator=ada",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-6000:]
+        assert system.model()["version"] == "99990101T000000Z-another0"
+        assert record(system)[-1] == "rolled-back-to 99990101T000000Z-another0 ada to see it again"
+        # What is not on the host any more comes from the store.
+        system.on("api", f"rm -r /var/lib/lightbox/model/releases/{version}")
+        done = system.play("playbooks/rollback.yml", "-e", f"version={version}")
+        assert done.returncode == 0, done.stdout[-6000:]
+        time.sleep(2)
+    assert system.model()["version"] == version
+    assert visitors.answers and visitors.failed() == []
+
+
+def test_there_is_no_way_back_to_a_version_that_was_never_live(system: System) -> None:
+    version, lines = system.model()["version"], record(system)
+    done = system.play("playbooks/rollback.yml", "-e", "version=99990101T000000Z-worse000")
+    assert done.returncode != 0
+    assert "was never live" in done.stdout, done.stdout[-6000:]
+    assert system.model()["version"] == version
+    assert record(system) == lines
+
+
+MANUAL = json.dumps(
+    {
+        "release_policy": {
+            "gate": {"metric": "auroc", "minimum": 0.5, "tolerance": 0.01},
+            "approval": "manual",
+            "watch": {"seconds": 2, "errors": 0.05, "p99_seconds": 10, "requests": 20},
+        }
+    }
+)
+
+
+def test_a_model_waits_until_somebody_approves_it(system: System) -> None:
+    version, new = system.model()["version"], "99990102T000000Z-approve0"
+    copy_of_the_live_bundle(system, new, lambda _, body: body)
+    # A version that was just trained waits; one that is asked for is refused.
+    done = system.play("playbooks/release.yml", "-e", MANUAL, "-e", f"trained_version={new}")
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert f"{new} waits for approval" in done.stdout
+    assert re.search(rf"version\s+{new}\s+{version}", done.stdout), done.stdout[-6000:]
+    assert "The gate lets it pass" in done.stdout
+    assert f"playbooks/approve.yml -e version={new}" in done.stdout
+    done = system.play("playbooks/release.yml", "-e", MANUAL, "-e", f"version={new}")
+    assert done.returncode != 0
+    assert f"{new} is not approved" in done.stdout, done.stdout[-6000:]
+    assert system.model()["version"] == version
+
+    with Visitors(system) as visitors:
+        done = system.play("playbooks/approve.yml", "-e", MANUAL, "-e", f"version={new}", "-e", "approved_by=ada")
+        assert done.returncode == 0, done.stdout[-6000:]
+    assert visitors.answers and visitors.failed() == []
+    assert system.model()["version"] == new
+    assert f"released {new}" in record(system)[-1]
+    assert "approved by ada at " in record(system)[-1]
+
+    # The first approval stands.
+    done = system.play("playbooks/approve.yml", "-e", MANUAL, "-e", f"version={new}", "-e", "approved_by=bob")
+    assert done.returncode == 0, done.stdout[-6000:]
+    done = system.play("playbooks/models.yml")
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert re.search(rf"{new} .* live on pneumonia-api; approved by ada", done.stdout), done.stdout[-6000:]
+    assert re.search(rf"{version} .* was live", done.stdout), done.stdout[-6000:]
+    assert system.play("playbooks/rollback.yml").returncode == 0
+    assert system.model()["version"] == version
+
+
+def test_nobody_approves_what_is_not_there(system: System) -> None:
+    done = system.play("playbooks/approve.yml", "-e", "version=99990103T000000Z-nothing0")
+    assert done.returncode != 0
+    assert "There is no bundle 99990103T000000Z-nothing0" in done.stdout, done.stdout[-6000:]
+
+
 # --- other models ---------------------------------------------------------------------------------------------------
 
 # Short trainings, whose models are released however good they are.

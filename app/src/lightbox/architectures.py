@@ -256,6 +256,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             build=mnist,
             defaults={
                 "image_size": 28,
+                "epochs": 16,
                 "batch_size": 128,
                 "learning_rate": 2e-3,
                 "dropout": 0.4,
