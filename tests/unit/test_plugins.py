@@ -27,6 +27,7 @@ capacity = load("modules/ec2_capacity.py")
 reachability = load("modules/reachability.py")
 progress = load("action/training_progress.py")
 doctor = load("filter/doctor.py")
+monitoring = load("filter/monitoring.py")
 releases = load("filter/releases.py")
 
 VCPUS = {"t3.micro": 2, "g4dn.xlarge": 4, "p3.2xlarge": 8}
@@ -103,9 +104,9 @@ def test_a_path_is_judged_by_the_network_not_by_who_listens():
 def test_progress_is_told_in_one_line():
     line = progress.describe(
         {"state": "training", "epoch": 2, "epochs": 8, "step": 31, "steps": 122, "images_per_second": 210.4,
-         "loss": 0.2, "accuracy": 0.91, "val_accuracy": None, "eta_seconds": 95}
+         "loss": 0.2, "accuracy": 0.91, "val_accuracy": None, "val_auroc": 0.97, "eta_seconds": 95}
     )  # fmt: skip
-    assert line == "epoch 2/8, step 31/122, 210 images/s, loss 0.2000, accuracy 0.9100, 1:35 left"
+    assert line == "epoch 2/8, step 31/122, 210 images/s, loss 0.2000, accuracy 0.9100, val_auroc 0.9700, 1:35 left"
     assert progress.describe({"state": "exporting", "message": "model.onnx"}) == "exporting: model.onnx"
     assert progress.describe({}) == "preparing"
 
@@ -120,6 +121,27 @@ def test_paths_that_are_wrong_are_named():
     assert doctor.wrong_paths({"tried": 40, "wrong": [{"name": "api", "port": 6379, "state": "open"}]}) == (
         "api:6379 is open"
     )
+
+
+def test_a_target_is_named_as_its_host_and_knows_the_unit_that_answers_there():
+    assert monitoring.scrape_targets([("p-ui", "ui", "10.0.2.4")], 5001) == [
+        {"addresses": ["10.0.2.4:5001"], "labels": {"instance": "p-ui", "role": "ui"}}
+    ]
+    (target,) = monitoring.scrape_targets([("p-trainer", "trainer", "10.0.3.4")], 8000, "train.service")
+    assert target["labels"] == {"instance": "p-trainer", "role": "trainer", "unit": "train.service"}
+
+
+def test_an_idle_training_host_is_no_fault_and_a_silent_training_is():
+    def target(instance: str, health: str, **labels: str) -> dict[str, object]:
+        return {"scrapeUrl": f"http://{instance}", "health": health, "labels": {"instance": instance, **labels}}
+
+    ui, trainer = target("ui", "up"), target("trainer", "down", unit="train.service")
+    assert monitoring.targets_amiss([ui, trainer], []) == []
+    assert monitoring.targets_amiss([ui, trainer], [trainer["labels"]]) == ["http://trainer"]
+    other_unit = {"instance": "trainer", "unit": "other.service"}
+    assert monitoring.targets_amiss([ui, trainer], [other_unit]) == []
+    assert monitoring.targets_amiss([target("ui", "down"), trainer], []) == ["http://ui"]
+    assert monitoring.targets_amiss([target("ui", "unknown")], []) == ["http://ui"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def test_data_is_the_trainers_to_read(host: Host) -> None:
 
 def test_settings(host: Host) -> None:
     settings = json.loads(host.file("/etc/lightbox/train.json").content_string)
-    assert settings == {"data": "/var/lib/lightbox/data", "refuse": True}
+    metrics = {"metrics_address": "127.0.0.1", "metrics_port": 8000}
+    assert settings == {"data": "/var/lib/lightbox/data", "refuse": True, **metrics}
 
 
 def test_password_is_in_one_file(host: Host) -> None:
