@@ -49,6 +49,18 @@ def test_a_refusal_is_not_repeated(host: Host) -> None:
     assert host.check_output(f"systemctl is-enabled {UNIT}") == "static"
 
 
+def test_the_host_goes_down_when_nothing_trains_and_at_the_deadline_at_the_latest(host: Host) -> None:
+    assert host.check_output("systemctl is-enabled lightbox-shutdown-deadline.timer") == "enabled"
+    left = {}
+    for name in ("deadline", "idle"):
+        assert host.check_output(f"systemctl is-active lightbox-shutdown-{name}.timer") == "active", name
+        timer = f"lightbox-shutdown-{name}.timer"
+        due = host.check_output(f"systemctl show --property=NextElapseUSecMonotonic --value {timer}")
+        left[name] = due
+        assert host.check_output(f"systemctl show --property=Unit --value {timer}") == "lightbox-shutdown.service"
+    assert left["idle"] != left["deadline"]
+
+
 def test_is_confined(host: Host) -> None:
     exposure = host.check_output(f"systemd-analyze security --no-pager {UNIT}").splitlines()[-1]
     assert float(exposure.split(":")[1].split()[0]) <= 4.0
