@@ -7,9 +7,11 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from lightbox import bundle, cnn, export, robustness, training
 from lightbox.architectures import ARCHITECTURES
@@ -68,6 +71,7 @@ def test_defaults_come_from_the_architecture_and_the_command_line_wins(tmp_path)
         ({"learning_rate": "fast"}, "learning_rate is 'fast', expected float"),
         ({"learning_rate": 0}, "1e-08 to 1"),
         ({"epochs": 2.5}, "expected int"),
+        ({"metrics_port": 70000}, "metrics_port is 70000, expected 0 to 65535"),
         ({"architecture": "alexnet"}, "compact, resnet50"),
         ({"system": "cats"}, "pneumonia"),
         ({"threshold": "high"}, "no rule"),
@@ -306,6 +310,70 @@ def test_stopped_by_systemd_it_says_so(tmp_path):
     told = progress(tmp_path)
     assert told["state"] == "failed"
     assert "goes on after" in told["message"]
+
+
+# --- what is told to Prometheus
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def scrape(port: int) -> dict[str, float]:
+    """Return the value of every sample, its labels in order behind the name; nothing when nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return {}
+    return {
+        sample.name.removeprefix("lightbox_training_")
+        + "".join(value for _, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_a_training_is_scraped_while_it_runs(tmp_path, cache):
+    port = free_port()
+    process = start(tmp_path, cache, "--epochs", "500", "--patience", "500", "--metrics-port", str(port))
+    try:
+        first: dict[str, float] = {}
+        while not first:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+            first = scrape(port)
+        assert "loss" not in first and "validation_auroc" not in first, "what is not known is not told"
+        assert (first["epoch"], first["epochs"], first["statepreparing"], first["statetraining"]) == (0, 500, 1, 0)
+        wait_for_checkpoint(tmp_path, process, 3)
+        told = scrape(port)
+        run = progress(tmp_path)["run"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+    assert 3 <= told["epoch"] < 500
+    assert 1 <= told["step"] <= told["steps"]
+    assert told["images_per_second"] > 0 and told["eta_seconds"] > 0
+    assert 0 < told["loss"] < 10 and 0 < told["validation_loss"] < 10
+    assert all(0 <= told[name] <= 1 for name in ("accuracy", "validation_accuracy", "validation_auroc"))
+    assert (told["statepreparing"], told["statetraining"], told["statefailed"]) == (0, 1, 0)
+    assert told[f"infocompact{run}"] == 1
+    assert told["process_resident_memory_bytes"] > 1e6
+    assert scrape(port) == {}, "nobody answers when nothing trains"
+
+
+def test_a_port_that_is_taken_stops_no_training(runs, cache, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert train(runs, cache, "--metrics-port", str(port)) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "metrics" in line]
+    assert len(told) == 1 and told[0].startswith(f"no metrics on 127.0.0.1:{port}: Address already in use")
+    assert train(runs, cache, "--metrics-port", str(port)) == 0
+    assert "no metrics" not in capsys.readouterr().out
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # the port is given back
 
 
 def test_two_do_not_train_the_same_run(runs, cache, capsys):

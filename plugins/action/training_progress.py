@@ -38,7 +38,7 @@ def describe(progress: dict[str, Any]) -> str:
         parts.append(f"step {progress.get('step', 0)}/{progress['steps']}")
     if progress.get("images_per_second"):
         parts.append(f"{progress['images_per_second']:.0f} images/s")
-    for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
+    for key in ("loss", "accuracy", "val_loss", "val_accuracy", "val_auroc"):
         if progress.get(key) is not None:
             parts.append(f"{key} {progress[key]:.4f}")
     if progress.get("eta_seconds") is not None:

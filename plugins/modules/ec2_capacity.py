@@ -102,18 +102,15 @@ def running_types(ec2: Any) -> list[str]:
     ]
 
 
-def offered_types(ec2: Any, zone: str, instance_types: set[str]) -> set[str]:
-    """Return those of the instance types that the zone offers."""
+def zones_of(ec2: Any, instance_types: set[str]) -> dict[str, set[str]]:
+    """Return the zones of the region that offer each of the instance types; a type that none offers is left out."""
     paginator = ec2.get_paginator("describe_instance_type_offerings")
-    filters = [
-        {"Name": "location", "Values": [zone]},
-        {"Name": "instance-type", "Values": sorted(instance_types)},
-    ]
-    return {
-        item["InstanceType"]
-        for page in paginator.paginate(LocationType="availability-zone", Filters=filters)
-        for item in page["InstanceTypeOfferings"]
-    }
+    filters = [{"Name": "instance-type", "Values": sorted(instance_types)}]
+    zones: dict[str, set[str]] = {}
+    for page in paginator.paginate(LocationType="availability-zone", Filters=filters):
+        for item in page["InstanceTypeOfferings"]:
+            zones.setdefault(item["InstanceType"], set()).add(item["Location"])
+    return zones
 
 
 def zone_problem(zone: str, region: str, zones: list[str]) -> str | None:
@@ -128,27 +125,40 @@ def assess(
     planned: list[str],
     running: list[str],
     vcpus: dict[str, int],
-    offered: set[str],
+    offers: dict[str, set[str]],
     limits: dict[str, float],
     zone: str,
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Return what stands in the plan's way, in words, and the demand by quota code."""
+    """Return what stands in the plan's way, in words, and the demand by quota code.
+
+    Args:
+        planned: instance type of each instance still to be started.
+        running: instance type of each that counts against a quota now.
+        vcpus: vCPUs of an instance type that AWS knows.
+        offers: zones that offer an instance type.
+        limits: vCPUs allowed, by quota code.
+        zone: where they would start.
+    """
     problems = [
         f"{name} is not an EC2 instance type; correct it in `instances`" for name in sorted(set(planned) - set(vcpus))
     ]
-    problems += [
-        f"{name} is not offered in {zone}; choose another type in `instances` or another zone in `network.zone`"
-        for name in sorted(set(planned) & set(vcpus) - offered)
-    ]
+    for name in sorted(set(planned) & set(vcpus)):
+        zones = offers.get(name, set())
+        if zone not in zones:
+            where = (
+                f"{', '.join(sorted(zones))} offer it: set `network.zone`" if zones else "no zone of the region does"
+            )
+            problems.append(f"{name} is not offered in {zone}; {where}, or choose another type in `instances`")
     demand: dict[str, dict[str, float]] = {}
     for code, limit in limits.items():
         needed = sum(vcpus.get(name, 0) for name in planned if quota_of(name) == code)
         used = sum(vcpus.get(name, 0) for name in running if quota_of(name) == code)
         demand[code] = {"needed": needed, "running": used, "limit": limit}
         if needed and used + needed > limit:
+            kinds = ", ".join(sorted({name for name in planned if quota_of(name) == code}))
             problems.append(
-                f"{needed} vCPUs are needed and {used} run already, but the quota {code} ({QUOTAS[code][0]}) is "
-                f"{limit:.0f}; request at least {used + needed} with: aws service-quotas "
+                f"{needed} vCPUs are needed for {kinds} and {used} run already, but the quota {code} "
+                f"({QUOTAS[code][0]}) is {limit:.0f}; request at least {used + needed} with: aws service-quotas "
                 f"request-service-quota-increase --service-code ec2 --quota-code {code} --desired-value {used + needed}"
             )
     return problems, demand
@@ -174,12 +184,12 @@ def main() -> None:
         running = running_types(ec2)
         vcpus = vcpus_of(ec2, {*planned, *running})
         known = {name for name in planned if name in vcpus}
-        offered = offered_types(ec2, zone, known) if known else set()
+        offers = zones_of(ec2, known) if known else {}
         codes = sorted({code for code in map(quota_of, planned) if code})
         limits = {code: quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"] for code in codes}
     except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
         module.fail_json_aws(error, msg="Could not ask AWS about instance types and quotas")
-    problems, demand = assess(planned, running, vcpus, offered, limits, zone)
+    problems, demand = assess(planned, running, vcpus, offers, limits, zone)
     module.exit_json(changed=False, problems=problems, demand=demand)
 
 

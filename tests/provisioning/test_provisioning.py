@@ -130,6 +130,48 @@ def test_made_once_kept_and_destroyed(cloud: Cloud) -> None:
     assert cloud.client("s3").list_buckets()["Buckets"] == []
 
 
+@pytest.mark.timeout(900)
+def test_a_training_host_that_is_not_kept_is_there_when_something_trains(cloud: Cloud) -> None:
+    def trainers() -> list[tuple[str, str]]:
+        named = [(item, {tag["Key"]: tag["Value"] for tag in item["Tags"]}) for item in cloud.instances()]
+        return [(item["InstanceId"], item["State"]["Name"]) for item, tags in named if tags["Role"] == "trainer"]
+
+    here = cloud.directory / "here.yml"
+    here.write_text(f"all: {{hosts: {{localhost: {{ansible_python_interpreter: {BIN / 'python'}}}}}}}\n")
+
+    def play(playbook: str, lifecycle: str) -> tuple[dict[str, Any], str]:
+        # There are no hosts behind the instances: the plays that go to them are left out.
+        code, stats, output = cloud.play(
+            playbook, "-i", str(here), "--limit", "localhost", "-e", f"trainer_lifecycle={lifecycle}"
+        )
+        assert code == 0, output
+        return stats, output
+
+    play("provision.yml", "stop")
+    assert len(cloud.instances()) == 4 and trainers() == []
+
+    play("trainer_start.yml", "stop")
+    ((first, state),) = trainers()
+    assert state == "running"
+    behaviour = cloud.client("ec2").describe_instance_attribute(
+        InstanceId=first, Attribute="instanceInitiatedShutdownBehavior"
+    )
+    assert behaviour["InstanceInitiatedShutdownBehavior"]["Value"] == "stop"
+    _, output = play("trainer_stop.yml", "keep")
+    assert "It stays up" in output and trainers() == [(first, "running")]
+    _, output = play("trainer_stop.yml", "stop")
+    assert "pneumonia-trainer (g4dn.xlarge) has been up for 0:0" in output
+    assert "USD at 0.526 USD an hour, on demand. It is stopped now" in output
+    assert trainers() == [(first, "stopped")]
+    stats, output = play("provision.yml", "stop")
+    assert stats["changed"] == 0 and trainers() == [(first, "stopped")], output
+    play("trainer_start.yml", "stop")
+    assert trainers() == [(first, "running")]
+
+    play("trainer_stop.yml", "terminate")
+    assert trainers() == []
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("cloud", [{"LAB_VCPU_LIMIT": "4"}], indirect=True)
 def test_too_small_a_quota_stops_before_anything_is_made(cloud: Cloud) -> None:
@@ -146,6 +188,7 @@ def test_a_plan_that_cannot_work_is_refused_in_words(cloud: Cloud) -> None:
         '{"admin_cidrs": ["0.0.0.0/0"]}': "admits the whole Internet",
         '{"admin_cidrs": []}': "admin_cidrs is empty",
         '{"data": "./no-such-directory"}': "does not exist on this machine",
+        '{"trainer_lifecycle": "pause"}': "it can be keep, stop or terminate",
         '{"flows": [{"from": "nobody", "to": "ui", "ports": [1]}]}': "neither a role",
     }.items():
         code, _, output = cloud.play("preflight.yml", "-e", setting)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import struct
 import subprocess
 import time
@@ -35,6 +36,12 @@ def secrets() -> list[str]:
     return [(SECRETS / name).read_text().strip() for name in PASSWORDS if (SECRETS / name).exists()]
 
 
+def measured(system: System, query: str) -> list[dict[str, Any]]:
+    """Return what Prometheus answers to a query."""
+    asked = f"curl -sS --get --data-urlencode {shlex.quote('query=' + query)} http://127.0.0.1:9090/api/v1/query"
+    return list(json.loads(system.on("monitor", asked))["data"]["result"])
+
+
 def test_make_up_ends_with_a_url_the_figures_and_a_green_table(system: System) -> None:
     output = system.make("up")
     OUTPUTS.append(output)
@@ -42,6 +49,13 @@ def test_make_up_ends_with_a_url_the_figures_and_a_green_table(system: System) -
     assert "test accuracy" in output
     assert "FAIL" not in output
     assert "images/s" in output, "progress is shown while the model trains"
+
+
+def test_prometheus_has_watched_the_training_and_does_not_miss_it_now(system: System) -> None:
+    assert measured(system, "max_over_time(lightbox_training_step[2h]) > 0")
+    assert measured(system, "max_over_time(lightbox_training_validation_auroc[2h]) > 0.5")
+    assert measured(system, 'up{job="training"} == 0')
+    assert measured(system, 'ALERTS{alertname="TargetDown"}') == []
 
 
 def test_a_second_run_changes_nothing(system: System) -> None:
@@ -87,8 +101,7 @@ def test_the_doctor_sees_a_stopped_service_and_a_path_that_should_be_closed(syst
     system.client("ec2").authorize_security_group_ingress(**opening)
     system.on("monitor", "systemctl stop prometheus-node-exporter")
     try:
-        targets = "curl -s 'http://127.0.0.1:9090/api/v1/targets?state=active'"
-        wait_until("Prometheus misses it", lambda: '"health":"down"' in system.on("monitor", targets), 60)
+        wait_until("Prometheus misses it", lambda: measured(system, 'up{job="node"} == 0'), 60)
         done = system.play(
             "playbooks/verify.yml", "-e", f"verify_out={tmp_path}/report.json", "-e", "verify_configure=false"
         )

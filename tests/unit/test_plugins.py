@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import socket
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
@@ -27,9 +28,12 @@ capacity = load("modules/ec2_capacity.py")
 reachability = load("modules/reachability.py")
 progress = load("action/training_progress.py")
 doctor = load("filter/doctor.py")
+monitoring = load("filter/monitoring.py")
+costs = load("filter/costs.py")
 releases = load("filter/releases.py")
 
 VCPUS = {"t3.micro": 2, "g4dn.xlarge": 4, "p3.2xlarge": 8}
+EVERYWHERE = {name: {"us-east-1a", "us-east-1b"} for name in VCPUS}
 
 
 @pytest.mark.parametrize(
@@ -56,27 +60,30 @@ def test_a_zone_elsewhere_is_told_with_those_that_are_there():
 def test_a_plan_that_fits_has_no_problem():
     limits = {"L-1216C47A": 8, "L-DB2E81BA": 4}
     problems, demand = capacity.assess(
-        ["t3.micro", "t3.micro", "g4dn.xlarge"], ["t3.micro"], VCPUS, set(VCPUS), limits, "us-east-1a"
+        ["t3.micro", "t3.micro", "g4dn.xlarge"], ["t3.micro"], VCPUS, EVERYWHERE, limits, "us-east-1a"
     )
     assert problems == []
     assert demand["L-1216C47A"] == {"needed": 4, "running": 2, "limit": 8}
 
 
 def test_a_quota_too_small_says_what_to_request():
-    problems, _ = capacity.assess(["g4dn.xlarge"], [], VCPUS, set(VCPUS), {"L-DB2E81BA": 0}, "us-east-1a")
+    problems, _ = capacity.assess(["g4dn.xlarge"], [], VCPUS, EVERYWHERE, {"L-DB2E81BA": 0}, "us-east-1a")
     assert len(problems) == 1
+    assert problems[0].startswith("4 vCPUs are needed for g4dn.xlarge and 0 run already")
     assert "--quota-code L-DB2E81BA --desired-value 4" in problems[0]
 
 
 def test_what_already_runs_alone_is_no_problem():
-    problems, _ = capacity.assess([], ["g4dn.xlarge"], VCPUS, set(), {"L-DB2E81BA": 0}, "us-east-1a")
+    problems, _ = capacity.assess([], ["g4dn.xlarge"], VCPUS, {}, {"L-DB2E81BA": 0}, "us-east-1a")
     assert problems == []
 
 
 def test_types_that_do_not_exist_or_are_not_offered_are_named():
-    problems, _ = capacity.assess(["t9.giant", "p3.2xlarge"], [], VCPUS, {"t3.micro"}, {}, "us-east-1a")
+    offers = {"t3.micro": {"us-east-1a"}, "p3.2xlarge": {"us-east-1c", "us-east-1b"}}
+    problems, _ = capacity.assess(["t9.giant", "p3.2xlarge", "g4dn.xlarge"], [], VCPUS, offers, {}, "us-east-1a")
     assert "t9.giant is not an EC2 instance type" in problems[0]
-    assert "p3.2xlarge is not offered in us-east-1a" in problems[1]
+    assert "g4dn.xlarge is not offered in us-east-1a; no zone of the region does" in problems[1]
+    assert "p3.2xlarge is not offered in us-east-1a; us-east-1b, us-east-1c offer it: set `network.zone`" in problems[2]
 
 
 def test_a_port_is_open_refused_or_closed():
@@ -103,9 +110,9 @@ def test_a_path_is_judged_by_the_network_not_by_who_listens():
 def test_progress_is_told_in_one_line():
     line = progress.describe(
         {"state": "training", "epoch": 2, "epochs": 8, "step": 31, "steps": 122, "images_per_second": 210.4,
-         "loss": 0.2, "accuracy": 0.91, "val_accuracy": None, "eta_seconds": 95}
+         "loss": 0.2, "accuracy": 0.91, "val_accuracy": None, "val_auroc": 0.97, "eta_seconds": 95}
     )  # fmt: skip
-    assert line == "epoch 2/8, step 31/122, 210 images/s, loss 0.2000, accuracy 0.9100, 1:35 left"
+    assert line == "epoch 2/8, step 31/122, 210 images/s, loss 0.2000, accuracy 0.9100, val_auroc 0.9700, 1:35 left"
     assert progress.describe({"state": "exporting", "message": "model.onnx"}) == "exporting: model.onnx"
     assert progress.describe({}) == "preparing"
 
@@ -120,6 +127,49 @@ def test_paths_that_are_wrong_are_named():
     assert doctor.wrong_paths({"tried": 40, "wrong": [{"name": "api", "port": 6379, "state": "open"}]}) == (
         "api:6379 is open"
     )
+
+
+def test_a_target_is_named_as_its_host_and_knows_the_unit_that_answers_there():
+    assert monitoring.scrape_targets([("p-ui", "ui", "10.0.2.4")], 5001) == [
+        {"addresses": ["10.0.2.4:5001"], "labels": {"instance": "p-ui", "role": "ui"}}
+    ]
+    (target,) = monitoring.scrape_targets([("p-trainer", "trainer", "10.0.3.4")], 8000, "train.service")
+    assert target["labels"] == {"instance": "p-trainer", "role": "trainer", "unit": "train.service"}
+
+
+def test_an_idle_training_host_is_no_fault_and_a_silent_training_is():
+    def target(instance: str, health: str, **labels: str) -> dict[str, object]:
+        return {"scrapeUrl": f"http://{instance}", "health": health, "labels": {"instance": instance, **labels}}
+
+    ui, trainer = target("ui", "up"), target("trainer", "down", unit="train.service")
+    assert monitoring.targets_amiss([ui, trainer], []) == []
+    assert monitoring.targets_amiss([ui, trainer], [trainer["labels"]]) == ["http://trainer"]
+    other_unit = {"instance": "trainer", "unit": "other.service"}
+    assert monitoring.targets_amiss([ui, trainer], [other_unit]) == []
+    assert monitoring.targets_amiss([target("ui", "down"), trainer], []) == ["http://ui"]
+    assert monitoring.targets_amiss([target("ui", "unknown")], []) == ["http://ui"]
+
+
+def test_a_host_costs_its_price_for_as_long_as_it_is_up():
+    def host(kind: str, launched: object) -> dict[str, object]:
+        return {"tags": {"Name": "p-trainer"}, "instance_type": kind, "launch_time": launched}
+
+    prices = {"us-east-1": {"g4dn.xlarge": 0.526}}
+    now = datetime(2026, 1, 2, 1, 30, tzinfo=timezone.utc).timestamp()
+    # Ansible hands the time over as text, in one form or the other.
+    for launched in (
+        "2026-01-01T23:00:00+00:00",
+        "2026-01-01T23:00:00Z",
+        datetime(2026, 1, 1, 23, tzinfo=timezone.utc),
+    ):
+        assert costs.costs([host("g4dn.xlarge", launched)], prices, "us-east-1", now) == [
+            "p-trainer (g4dn.xlarge) has been up for 2:30 h: 1.31 USD at 0.526 USD an hour, on demand"
+        ]
+    for kind, region in (("g5.xlarge", "us-east-1"), ("g4dn.xlarge", "eu-west-1")):
+        (told,) = costs.costs([host(kind, "2026-01-01T23:00:00Z")], prices, region, now)
+        assert (
+            told == f"p-trainer ({kind}) has been up for 2:30 h; instance_prices does not say what it costs in {region}"
+        )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 A run is named by the digest of its data, its hyper-parameters and the code that trains. A finished run is not repeated,
 a broken one goes on after its last epoch. What comes out is a bundle, in ``RUNS/<run>/bundle``, that appears whole or
-not at all; ``--out-link`` points at it, ``--progress`` tells how far things are.
+not at all; ``--out-link`` points at it, ``--progress`` tells how far things are, ``--metrics-port`` tells Prometheus.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lightbox import architectures, bundle, data, evaluation, export, report, robustness, serving, training
+from lightbox import architectures, bundle, data, evaluation, export, report, robustness, serving, telemetry, training
 from lightbox.architectures import ARCHITECTURES, Architecture, ArchitectureError
 from lightbox.bundle import KERAS_FILE, SCHEMA, Bundle, BundleError, file_digest
 from lightbox.data import SPLITS, DataError, Manifest, Shape
@@ -206,6 +206,8 @@ class Job:
     cache: str = _setting("", "directory for data that is fetched and decoded (RUNS/cache)")
     out_link: str = _setting("", "symbolic link to set to the bundle")
     progress: str = _setting("", "file that tells how far things are (RUNS/progress.json)")
+    metrics_address: str = _setting("127.0.0.1", "address on which Prometheus is told the same")
+    metrics_port: int = _setting(0, "port on which it is; 0 for none")
     git_revision: str = _setting("", "revision to record in the bundle")
     evaluate: str = _setting("", "do not train: measure --bundle on these labelled images, from where --data could be")
     bundle: str = _setting("", "bundle to measure (--out-link)")
@@ -251,6 +253,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "feedback_weight": (0.01, 100),
     "seed": (0, 2_000_000),
     "synthetic_images": (60, 200_000),
+    "metrics_port": (0, 65535),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": tuple(ARCHITECTURES),
@@ -359,7 +362,7 @@ def _now() -> str:
 
 
 class Progress:
-    """The file that tells how far things are: JSON, replaced as a whole, at most every `every` seconds."""
+    """How far things are: `fields`, and a file of them, JSON, replaced as a whole, at most every `every` seconds."""
 
     def __init__(self, file: Path, epochs: int, every: float = 2.0) -> None:
         self.file, self.every, self._last = file, every, 0.0
@@ -375,6 +378,7 @@ class Progress:
             "accuracy": None,
             "val_loss": None,
             "val_accuracy": None,
+            "val_auroc": None,
             "message": "",
             "run": None,
             "bundle": None,
@@ -1001,6 +1005,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     progress = Progress(Path(job.progress) if job.progress else Path(job.runs) / "progress.json", settings.epochs)
     signal.signal(signal.SIGTERM, _stop)
+    end_metrics = telemetry.serve(job.metrics_address, job.metrics_port, progress.fields, settings.architecture, say)
     try:
         work = evaluate if job.evaluate else train
         work(job, settings, progress)
@@ -1024,6 +1029,8 @@ def main(arguments: list[str] | None = None) -> int:
         progress(state="failed", message=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         traceback.print_exc()
         return 1
+    finally:
+        end_metrics()
     return 0
 
 

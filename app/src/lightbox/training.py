@@ -478,6 +478,7 @@ def fit(
                 now=True,
                 val_loss=round(entry["val_loss"], 5),
                 val_accuracy=round(entry["val_accuracy"], 5),
+                val_auroc=round(entry["val_auroc"], 5),
             )
     if state.epoch < settings.epochs:
         say(f"stopped early: {state.waited} epochs brought nothing better than epoch {state.best['epoch']}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import yaml
 from testinfra.host import Host
 
 URL = "http://127.0.0.1:9191/prometheus"
+DEFAULTS = Path(__file__).parents[3] / "roles/prometheus/defaults/main.yml"
 
 
 def ask(host: Host, path: str) -> Any:
@@ -87,6 +91,43 @@ def test_mistakes_would_be_refused(host: Host) -> None:
         assert host.run(f"promtool check {kind} /etc/prometheus/{file}").rc == 0
         host.check_output(f"sed '{mistake}' /etc/prometheus/{file} > /tmp/mistaken")
         assert host.run(f"promtool check {kind} /tmp/mistaken").rc != 0
+
+
+def test_by_default_a_target_of_a_unit_is_missed_only_while_the_unit_is_active(host: Host) -> None:
+    rules = next(file for file in yaml.safe_load(DEFAULTS.read_text())["prometheus_rules"] if file["name"] == "hosts")
+    state = 'node_systemd_unit_state{job="node", instance="trainer", name="train.service", state="active"}'
+    missed = {"unit": "train.service", "instance": "trainer", "job": "training"}
+    other = {"instance": "ui", "job": "ui"}
+
+    def alert(labels: dict[str, str]) -> dict[str, Any]:
+        summary = {"summary": "The target has not answered for two minutes"}
+        return {"exp_labels": {**labels, "severity": "critical"}, "exp_annotations": summary}
+
+    story = {
+        "rule_files": ["hosts.yml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                # Idle for five minutes, then at work without an answer for five, then idle again.
+                "input_series": [
+                    {"series": 'up{job="training", instance="trainer", unit="train.service"}', "values": "0x15"},
+                    {"series": state, "values": "0x4 1x4 0x5"},
+                    {"series": 'up{job="node", instance="trainer"}', "values": "1x15"},
+                    {"series": 'up{job="ui", instance="ui"}', "values": "1x4 0x10"},
+                ],
+                "alert_rule_test": [
+                    {"eval_time": "4m", "alertname": "TargetDown"},
+                    {"eval_time": "8m", "alertname": "TargetDown", "exp_alerts": [alert(missed), alert(other)]},
+                    {"eval_time": "12m", "alertname": "TargetDown", "exp_alerts": [alert(other)]},
+                ],
+            }
+        ],
+    }
+    host.check_output("mkdir --parents /tmp/rules")
+    for name, content in (("hosts", {"groups": rules["groups"]}), ("story", story)):
+        host.check_output(f"printf %s {shlex.quote(json.dumps(content))} > /tmp/rules/{name}.yml")
+    assert "SUCCESS" in host.check_output("promtool test rules /tmp/rules/story.yml")
 
 
 def test_writes_nothing_but_its_data(host: Host) -> None:

@@ -1,4 +1,5 @@
-"""Stands in for the training program in this scenario: it says what it was given, and can be told to die once."""
+"""Stands in for the training program in this scenario: it says what it was given, where it is told to listen too, and
+can be told to die once."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
@@ -17,6 +20,8 @@ files = sorted(path.relative_to(data).as_posix() for path in data.rglob("*") if 
 progress = {"state": "training", "config": config, "files": files, "starts": len(list(runs.glob("start-*"))) + 1}
 (runs / f"start-{progress['starts']}").touch()
 Path(arguments["--progress"]).write_text(json.dumps(progress), encoding="utf-8")
+server = HTTPServer((config["metrics_address"], config["metrics_port"]), SimpleHTTPRequestHandler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
 if config.get("refuse"):
     sys.exit(1)
 if config.get("die") and progress["starts"] == 1:

@@ -29,7 +29,8 @@ def test_data_is_the_trainers_to_read(host: Host) -> None:
 
 def test_settings(host: Host) -> None:
     settings = json.loads(host.file("/etc/lightbox/train.json").content_string)
-    assert settings == {"data": "/var/lib/lightbox/data", "refuse": True}
+    metrics = {"metrics_address": "127.0.0.1", "metrics_port": 8000}
+    assert settings == {"data": "/var/lib/lightbox/data", "refuse": True, **metrics}
 
 
 def test_password_is_in_one_file(host: Host) -> None:
@@ -46,6 +47,18 @@ def test_a_refusal_is_not_repeated(host: Host) -> None:
     assert host.check_output(f"systemctl show --property=NRestarts --value {UNIT}") == "0"
     # Nothing starts it at boot.
     assert host.check_output(f"systemctl is-enabled {UNIT}") == "static"
+
+
+def test_the_host_goes_down_when_nothing_trains_and_at_the_deadline_at_the_latest(host: Host) -> None:
+    assert host.check_output("systemctl is-enabled lightbox-shutdown-deadline.timer") == "enabled"
+    left = {}
+    for name in ("deadline", "idle"):
+        assert host.check_output(f"systemctl is-active lightbox-shutdown-{name}.timer") == "active", name
+        timer = f"lightbox-shutdown-{name}.timer"
+        due = host.check_output(f"systemctl show --property=NextElapseUSecMonotonic --value {timer}")
+        left[name] = due
+        assert host.check_output(f"systemctl show --property=Unit --value {timer}") == "lightbox-shutdown.service"
+    assert left["idle"] != left["deadline"]
 
 
 def test_is_confined(host: Host) -> None:
