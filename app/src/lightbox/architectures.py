@@ -248,21 +248,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             build=compact,
         ),
         Architecture(
-            name="mnist",
-            summary="two convolutions and a dense layer, 211,690 weights; for small images such as digits",
-            color="grayscale",
-            scale=1 / 255,
-            offset=0.0,
-            build=mnist,
-            defaults={
-                "image_size": 28,
-                "batch_size": 128,
-                "learning_rate": 2e-3,
-                "dropout": 0.4,
-                "label_smoothing": 0.02,
-            },
-        ),
-        Architecture(
             name="resnet50",
             summary="ResNet50 on ImageNet weights, its head first and then its upper layers; for GPUs",
             color="rgb",
@@ -297,6 +282,21 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "fine_tune_layers": 60,
                 "fine_tune_learning_rate": 3e-4,
                 "weights": IMAGENET,
+            },
+        ),
+        Architecture(
+            name="mnist",
+            summary="two convolutions and a dense layer, 211,690 weights; for small images such as digits",
+            color="grayscale",
+            scale=1 / 255,
+            offset=0.0,
+            build=mnist,
+            defaults={
+                "image_size": 28,
+                "batch_size": 128,
+                "learning_rate": 2e-3,
+                "dropout": 0.4,
+                "label_smoothing": 0.02,
             },
         ),
     )
