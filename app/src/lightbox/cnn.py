@@ -112,8 +112,8 @@ SYSTEMS = {
     "mnist": System(
         classes={digit: digit for digit in "0123456789"},
         limits=(
-            "The figures hold for {images} test images from the source of the training images: digits of the size of a "
-            "stamp, centred, white on black. Drawings that are placed or sized otherwise can be judged worse.",
+            "The figures hold for {images} test images from the source of the training images: digits that fill most "
+            "of the image, centred, white on black. Drawings that are placed or sized otherwise can be judged worse.",
             "Only the ten digits are known: a letter is called the digit it looks most like.",
         ),
         synthetic="The model was trained on synthetic digits: nobody wrote them.",

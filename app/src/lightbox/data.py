@@ -277,7 +277,10 @@ def _download(url: str, file: Path, sha256: str, report: Report) -> None:
                 raise DataError(f"{url} answers {error.code} {error.reason}: check the address") from error
         except (OSError, urllib.error.URLError) as error:
             if attempt == TRIES:
-                raise DataError(f"{url} cannot be fetched: {getattr(error, 'reason', error)}") from error
+                raise DataError(
+                    f"{url} cannot be fetched ({getattr(error, 'reason', error)}): put the file on this machine and "
+                    "name it with --data"
+                ) from error
         time.sleep(2 ** (attempt - 1) / 2)
     found = file_digest(part)
     if found != sha256:
