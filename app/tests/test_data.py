@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from image_kit import dicom
 from PIL import Image
 
 from lightbox import data
@@ -658,6 +659,32 @@ def chest(number: int) -> Image.Image:
     """Return a picture in large shapes, as a film is: a blurred pattern that differs from that of any other number."""
     coarse = np.random.default_rng(number).integers(0, 255, (6, 6), dtype=np.uint8)
     return Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
+
+
+def test_dicom_files_are_images_and_tell_their_patients_apart(tmp_path):
+    """Eight films of four patients in each class; names say nothing, and no number of a patient is written down."""
+    for label, name in enumerate(CLASSES):
+        for film in range(8):
+            file = tmp_path / "set" / name / f"film-{film}.dcm"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            values = np.asarray(chest(100 * label + film), dtype="u2") * 16
+            number = f"secret-{label}-{film // 2}"
+            file.write_bytes(dicom(values, PatientID=number, WindowCenter=2048, WindowWidth=4096))
+    (tmp_path / "set/NORMAL/broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"nothing")
+    shape = Shape(64, 64, "grayscale", "bilinear")
+    found, pixels = data.prepare(str(tmp_path / "set"), tmp_path / "cache", shape, CLASSES, validation=0.25, test=0.25)
+    assert len(found.samples) == 16
+    assert [problem.name for problem in found.left_out] == ["NORMAL/broken.dcm"]
+    of_one = defaultdict(set)
+    for sample in found.samples:
+        of_one[sample.patient].add((sample.label, int(sample.name[-5]) // 2, sample.split))
+    # Eight patients, each with all of their films on one side.
+    assert len(of_one) == 8 and all(len(where) == 1 for where in of_one.values())
+    found.save(tmp_path / "manifest.json")
+    assert "secret" not in (tmp_path / "manifest.json").read_text()
+    sample = next(sample for sample in found.samples if sample.name == "NORMAL/film-3.dcm")
+    expected = np.asarray(chest(3).resize((64, 64), Image.Resampling.BILINEAR), dtype=int)
+    assert np.abs(pixels[sample.row][..., 0] - expected).max() <= 2
 
 
 def test_a_copy_in_another_format_is_not_on_two_sides(tmp_path):

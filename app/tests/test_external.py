@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_kit import dicom
 from PIL import Image
 from serving_kit import logistic, write_bundle
 
@@ -148,3 +149,17 @@ def test_films_of_one_class_measure_nothing(tmp_path, bundle, films, capsys):
         file.write_bytes(b"no image")
     assert cnn.main(["--evaluate", str(films), "--bundle", str(bundle), "--runs", str(tmp_path / "runs")]) == 1
     assert "no usable image of PNEUMONIA" in capsys.readouterr().err
+
+
+def test_films_may_be_dicom(tmp_path, bundle, films):
+    for file in films.rglob("*.png"):
+        with Image.open(file) as image:
+            values = np.asarray(image, dtype="u2") * 16
+        file.with_suffix(".dcm").write_bytes(
+            dicom(values, PatientID=file.stem[:8], WindowCenter=2048, WindowWidth=4096)
+        )
+        file.unlink()
+    found = evaluate(tmp_path, bundle, films)
+    external = json.loads((found / "evaluation.json").read_text())["metrics"]["external"]
+    assert (external["images"], external["sensitivity"], external["specificity"]) == (80, 0.0, 1.0)
+    assert (found / "report.html").read_text().count("data:image/jpeg;base64,") == 12

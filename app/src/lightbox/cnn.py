@@ -31,13 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from lightbox import architectures, bundle, data, evaluation, export, report, robustness, serving, telemetry, training
 from lightbox.architectures import ARCHITECTURES, Architecture, ArchitectureError
 from lightbox.bundle import KERAS_FILE, SCHEMA, Bundle, BundleError, file_digest
 from lightbox.data import SPLITS, DataError, Manifest, Shape
 from lightbox.export import ExportError
+from lightbox.images import open_image
 from lightbox.serving import SMOKE_FILE, ServingError
 from lightbox.training import Sides, State, TrainingError
 
@@ -490,8 +490,7 @@ def _smoke(manifest: Manifest, scores: Any, labels: Any, certain: float) -> byte
     confidence = evaluation.confidences(scores)
     order = np.argsort(np.where(right, np.where(confidence >= certain, 0, 1), 2) + np.abs(confidence - certain - 0.05))
     _, content = next(data.pictures(manifest, [manifest.of("test")[int(order[0])]]))
-    with Image.open(BytesIO(content)) as opened:
-        image = opened.convert("RGB" if opened.mode not in ("L", "1") else "L")
+    image = open_image(content).copy()
     image.thumbnail((SMOKE_SIDE, SMOKE_SIDE))
     stream = BytesIO()
     image.save(stream, "PNG", optimize=True)

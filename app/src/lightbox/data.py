@@ -5,9 +5,10 @@ with its SHA-256, a data set known by name, or ``synthetic``. Whatever it is, `p
 image with its class, its patient and its split, every image that was left out with the reason, and the digest of it
 all. A patient is never on two sides.
 
-Layout of a directory or archive: ``train/<class>/*.jpeg`` with an optional ``test/`` and ``val/`` beside ``train/``, or
-just ``<class>/*.jpeg``. A ``test`` that is there is kept as the test split; a ``val`` only when it is large enough. A
-directory may also hold the four files in which MNIST is published: ``train-images-idx3-ubyte`` and so on, or ``.gz``.
+Layout of a directory or archive: ``train/<class>/*.jpeg`` (or PNG or DICOM files) with an optional ``test/`` and
+``val/`` beside ``train/``, or just ``<class>/*.jpeg``. A ``test`` that is there is kept as the test split; a ``val``
+only when it is large enough. A directory may also hold the four files in which MNIST is published:
+``train-images-idx3-ubyte`` and so on, or ``.gz``.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightbox import synthetic
+from lightbox import dicom, synthetic
 from lightbox.bundle import file_digest, to_pixels
+from lightbox.images import JPEG_START, PNG_START, ImageError, open_image
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
+DICOM = (".dcm", ".dicom")
+SUFFIXES = (".jpeg", ".jpg", ".png", *DICOM)
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
 SPLITS = ("train", "validation", "test")
 # Names of the folders and arrays that hold a split, as data sets are published.
@@ -632,6 +635,12 @@ def _decode(content: bytes, shape: Shape) -> Pixels:
     """
     if not content:
         raise ValueError("the file is empty")
+    if not content.startswith((PNG_START, JPEG_START)) and dicom.is_dicom(content):
+        # It becomes a picture as it does when it is served.
+        try:
+            return to_pixels(open_image(content), shape.height, shape.width, shape.color, shape.resize)
+        except ImageError as error:
+            raise ValueError(str(error)) from error
     try:
         with Image.open(BytesIO(content), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -672,6 +681,14 @@ class _Found:
     label: int
     given: str
     digest: str
+    patient: str = ""
+
+
+def _dicom_patients(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return a name for the patient of each DICOM file that tells one: the same for the same, and nothing of theirs."""
+    keys = {name: key for name in names if (key := dicom.patient((root / name).read_bytes()))}
+    numbers = {key: number for number, key in enumerate(sorted(set(keys.values())), 1)}
+    return {name: f"dicom-{numbers[key]:05d}" for name, key in keys.items()}
 
 
 def _read_directory(
@@ -681,7 +698,8 @@ def _read_directory(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(lambda item: file_digest(root / item[0]), files))
     report("images found", len(files), len(files))
-    found = [_Found(*item, digest) for item, digest in zip(files, digests, strict=True)]
+    patients = _dicom_patients(root, [name for name, _, _ in files if name.lower().endswith(DICOM)])
+    found = [_Found(*item, digest, patients.get(item[0], "")) for item, digest in zip(files, digests, strict=True)]
 
     def pixels(item: _Found, shape: Shape) -> Pixels:
         if not item.name.lower().endswith(SUFFIXES):
@@ -767,7 +785,7 @@ def _assign(
         Sample(
             item.name,
             item.label,
-            patient_of(item.name, pattern),
+            item.patient or patient_of(item.name, pattern),
             item.given if item.given in kept else "",
             row,
             item.digest,
@@ -930,7 +948,7 @@ def gather(
     usable = [item for item in seen.found if item.name not in seen.unusable]
     problems = [Problem(name, reason) for name, reason in seen.unusable.items()]
     samples = [
-        Sample(item.name, item.label, patient_of(item.name, pattern), "test", row, item.digest)
+        Sample(item.name, item.label, item.patient or patient_of(item.name, pattern), "test", row, item.digest)
         for row, item in enumerate(usable)
     ]
     manifest = seen.manifest(located, samples, problems)
@@ -1037,7 +1055,7 @@ def _decoded(
 
 
 def pictures(manifest: Manifest, samples: Iterable[Sample]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content, a PNG or JPEG file, of images as the data set has them."""
+    """Yield name and content, a PNG, JPEG or DICOM file, of images as the data set has them."""
     root = Path(manifest.root)
     arrays = {} if root.is_dir() else {prefix: images for prefix, _, images, _ in _npz_arrays(root)}
     for sample in samples:

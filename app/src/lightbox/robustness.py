@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, UnidentifiedImageError
 
 from lightbox import evaluation
+from lightbox.images import open_image
 
 Pixels = NDArray[np.uint8]
 Doubles = NDArray[np.float64]
@@ -204,8 +205,11 @@ def file_traits(contents: Iterable[bytes]) -> Doubles:
     """
     rows = []
     for content in contents:
-        with Image.open(BytesIO(content)) as image:
-            width, height = image.size
+        try:
+            with Image.open(BytesIO(content)) as image:
+                width, height = image.size
+        except UnidentifiedImageError:
+            width, height = open_image(content).size
         rows.append([width, height, len(content), len(content) / (width * height)])
     return np.log(np.asarray(rows, dtype=np.float64).reshape(-1, 4))
 
