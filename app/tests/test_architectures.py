@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightbox import architectures, cnn
-from lightbox.architectures import ARCHITECTURES, ArchitectureError, load_weights
+from lightbox import architectures, cnn, training
+from lightbox.architectures import ARCHITECTURES, SCORE, ArchitectureError, load_weights
 from lightbox.bundle import Bundle
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data/weights/mobilenet_v2_0.35_224_notop.npz"
@@ -153,14 +153,16 @@ def test_every_network_tells_two_classes_by_one_score_and_more_by_one_each(name)
 def test_a_pretrained_network_is_trained_in_two_stages_and_served(tmp_path, base):
     weights = write_npz(base, tmp_path / "w.npz")
     arguments = ["--architecture", "mobilenet", "--weights", str(weights), "--image-size", "32", "--dense", "8"]
-    arguments += ["--synthetic-images", "80", "--epochs", "2", "--head-epochs", "1", "--fine-tune-layers", "4"]
+    arguments += ["--synthetic-images", "80", "--epochs", "3", "--head-epochs", "2", "--fine-tune-layers", "4"]
     link = tmp_path / "latest"
     assert cnn.main([*arguments, "--runs", str(tmp_path / "runs"), "--out-link", str(link)]) == 0
+    # What the head was trained on is not needed any more.
+    assert not list((tmp_path / "runs").rglob("features-*"))
     found = Bundle.load(link)
     found.verify()
     assert (found.input.color, found.input.channels) == ("rgb", 3)
     assert found.contract["preprocessing"] == {"resize": "bilinear", "scale": 1 / 127.5, "offset": -1.0}
-    assert len(json.loads((link / "history.json").read_text())) == 2
+    assert len(json.loads((link / "history.json").read_text())) == 3
 
     import keras
 
@@ -169,3 +171,28 @@ def test_a_pretrained_network_is_trained_in_two_stages_and_served(tmp_path, base
     # The lower layers are as they came.
     assert (inner.get_layer("Conv1").get_weights()[0] == base.get_layer("Conv1").get_weights()[0]).all()
     assert replace(settings("mobilenet"), seed=2) != settings("mobilenet")
+
+
+def test_a_head_on_features_computed_once_is_the_head_of_the_network(tmp_path, base):
+    chosen = settings("mobilenet", weights=str(write_npz(base, tmp_path / "w.npz")), dense=8)
+    model = architectures.mobilenet((32, 32, 3), chosen)
+    pixels = np.random.default_rng(1).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
+    sides = training.Sides(pixels, {"train": np.array([3, 0, 4])}, {"train": np.array([0, 1, 0])})
+    extractor, head = training.head_of(model)
+    told: list[tuple[int, int]] = []
+    file = tmp_path / "features.npy"
+
+    def known() -> np.ndarray:
+        return training.features(
+            extractor, sides, "train", ARCHITECTURES["mobilenet"], file, lambda *now: told.append(now)
+        )
+
+    expected = training.predict(model, sides, "train", ARCHITECTURES["mobilenet"])
+    assert training.plain(head.predict(known(), verbose=0)) == pytest.approx(expected, abs=1e-5)
+    assert (known() == known()).all() and told == [(3, 3)], "they are computed once"
+    # The layers are the network's own: what the head learns, the network knows.
+    layer = head.get_layer(SCORE)
+    layer.set_weights([weights + 0.5 for weights in layer.get_weights()])
+    changed = training.predict(model, sides, "train", ARCHITECTURES["mobilenet"])
+    assert training.plain(head.predict(known(), verbose=0)) == pytest.approx(changed, abs=1e-5)
+    assert np.abs(changed - expected).max() > 1e-4

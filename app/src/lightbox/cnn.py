@@ -163,7 +163,9 @@ class Settings:
     l2: float = _setting(1e-3, "L2 penalty of these layers")
     weights: str = _setting("none", "weights of a pre-trained network: imagenet, none, or a .h5, .keras or .npz file")
     weights_sha256: str = _setting("", "digest of that file")
-    head_epochs: int = _setting(0, "epochs in which a pre-trained network trains its head alone")
+    head_epochs: int = _setting(
+        0, "epochs in which a pre-trained network trains its head alone, on features computed once"
+    )
     fine_tune_layers: int = _setting(0, "upper layers of a pre-trained network that are trained after that")
     fine_tune_learning_rate: float = _setting(1e-4, "highest learning rate after that")
     augment: bool = _setting(True, "vary the training images")
@@ -945,7 +947,7 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
         sides = sides_of(manifest, pixels, settings.feedback_weight)
         best, state = training.fit(directory, sides, architecture, settings, strategy, progress, say)
         found = make_bundle(directory, best, state, run, job, settings, manifest, sides, progress)
-        for rest in [*directory.glob("checkpoint-*"), *directory.glob("best-*.keras")]:
+        for rest in [*directory.glob("checkpoint-*"), *directory.glob("best-*.keras"), *directory.glob("features-*")]:
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         _point(job.out_link, directory / "bundle")
         say(_summary(found))

@@ -27,7 +27,7 @@ from lightbox.cnn import System, band, figures_of, robustness_of, write_predicti
 from lightbox.data import Manifest, Shape
 from lightbox.images import enough_for, open_image
 from lightbox.serving import Engine, record_smoke
-from lightbox.training import Sides
+from lightbox.training import Sides, plain
 
 Doubles = NDArray[np.float64]
 # Name in a contract of the images, and in its `metrics` of their figures.
@@ -63,7 +63,7 @@ class Films:
         for number, (_, content) in enumerate(data.pictures(self.manifest, samples), 1):
             found.append(engine.predict(open_image(content, enough=enough)))
             self.progress(message=f"images judged, {number} of {len(samples)}")
-        return _plain(found)
+        return plain(found)
 
     def figures(self, split: str, scores: Doubles) -> dict[str, Any]:
         """Return the figures of a side."""
@@ -74,7 +74,7 @@ class Films:
 
         def predict(images: data.Pixels) -> Doubles:
             pictures = (Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in images)
-            return _plain([engine.predict(picture) for picture in pictures])
+            return plain([engine.predict(picture) for picture in pictures])
 
         rows = {"test": np.asarray([sample.row for sample in self.manifest.of("test")])}
         sides = Sides(self.pixels, rows, {"test": self.labels("test")})
@@ -144,12 +144,6 @@ def evaluate(
     shutil.rmtree(result, ignore_errors=True)
     unfinished.replace(result)
     return result
-
-
-def _plain(scores: list[tuple[float, ...]]) -> Doubles:
-    """Return scores as an array, that of a sigmoid without its axis of length one."""
-    found = np.asarray(scores, dtype=np.float64)
-    return found[:, 0] if found.shape[1] == 1 else found
 
 
 def _halved(manifest: Manifest, seed: int) -> Manifest:

@@ -208,6 +208,23 @@ def class_weights(labels: NDArray[np.int64], rule: str, classes: int = 2) -> NDA
     return weights.astype(np.float32)
 
 
+def _order(count: int, settings: Any, epoch: int) -> tuple[NDArray[np.int64], int]:
+    """Return which images an epoch takes in which order, and how many make a batch; what makes no batch is left out."""
+    size = min(settings.batch_size, count)
+    order = np.random.default_rng([settings.seed, epoch]).permutation(count)
+    return order[: count // size * size], size
+
+
+def _targets(sides: Sides, settings: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what a network should say of the training images, (n, 1) or one-hot, and how much each counts, (n,)."""
+    labels = sides.labels["train"]
+    weights = class_weights(labels, settings.class_weighting, sides.classes)[labels]
+    if sides.weights is not None:
+        weights = weights * sides.weights
+    targets = labels[:, None] if sides.classes == 2 else np.eye(sides.classes)[labels]
+    return targets.astype(np.float32), weights
+
+
 def training_batches(sides: Sides, architecture: Architecture, settings: Any, epoch: int) -> tuple[Any, int]:
     """Return the batches of one epoch, in an order that follows from seed and epoch, and how many there are.
 
@@ -216,14 +233,10 @@ def training_batches(sides: Sides, architecture: Architecture, settings: Any, ep
     """
     import tensorflow as tf
 
-    rows, labels = sides.rows["train"], sides.labels["train"]
-    size = min(settings.batch_size, rows.size)
-    steps = rows.size // size
-    order = np.random.default_rng([settings.seed, epoch]).permutation(rows.size)
-    weights = class_weights(labels, settings.class_weighting, sides.classes)[labels]
-    if sides.weights is not None:
-        weights = weights * sides.weights
-    targets = labels[:, None] if sides.classes == 2 else np.eye(sides.classes)[labels]
+    rows = sides.rows["train"]
+    order, size = _order(rows.size, settings, epoch)
+    steps = order.size // size
+    targets, weights = _targets(sides, settings)
     shape = sides.pixels.shape[1:]
 
     def generate() -> Iterator[tuple[Any, ...]]:
@@ -232,7 +245,7 @@ def training_batches(sides: Sides, architecture: Architecture, settings: Any, ep
             chosen = np.sort(order[step * size : (step + 1) * size])
             yield (
                 sides.pixels[rows[chosen]],
-                targets[chosen].astype(np.float32),
+                targets[chosen],
                 weights[chosen][:, None],
                 epoch * steps + step,
             )
@@ -263,13 +276,70 @@ def batches(sides: Sides, rows: NDArray[np.int64], architecture: Architecture) -
         yield x * np.float32(architecture.scale) + np.float32(architecture.offset)
 
 
+def head_of(model: Any) -> tuple[Any, Any]:
+    """Return a network's part up to its pooled features, and the rest of it as a network of the same layers."""
+    import keras
+
+    index = next(i for i, layer in enumerate(model.layers) if isinstance(layer, keras.layers.GlobalAveragePooling2D))
+    pooled = model.layers[index].output
+    x = given = keras.Input(pooled.shape[1:], name="features")
+    for layer in model.layers[index + 1 :]:
+        x = layer(x)
+    return keras.Model(model.input, pooled), keras.Model(given, x)
+
+
+def features(
+    extractor: Any, sides: Sides, split: str, architecture: Architecture, file: Path, report: Callable[[int, int], None]
+) -> NDArray[np.float32]:
+    """Return the pooled features of a split's images as they are, shape (n, features): computed once, then read.
+
+    Args:
+        extractor: the network up to them.
+        sides: images.
+        split: which.
+        architecture: which network.
+        file: where they are kept.
+        report: told how many images of how many are done.
+    """
+    if file.is_file():
+        return np.asarray(np.load(file))
+    rows = sides.rows[split]
+    padded = np.resize(rows, -(-rows.size // PREDICT_BATCH) * PREDICT_BATCH)
+    found = []
+    for x in batches(sides, padded, architecture):
+        found.append(np.asarray(extractor.predict_on_batch(x), dtype=np.float32))
+        report(min(len(found) * PREDICT_BATCH, rows.size), rows.size)
+    whole = np.concatenate(found)[: rows.size]
+    part = file.with_suffix(".part")
+    with part.open("wb") as stream:
+        np.save(stream, whole)
+    part.replace(file)
+    return whole
+
+
+def feature_batches(known: NDArray[np.float32], sides: Sides, settings: Any, epoch: int) -> tuple[Any, int]:
+    """Return the batches of one epoch of a head, as `training_batches` does: features in the place of images."""
+    import tensorflow as tf
+
+    labels = sides.labels["train"]
+    chosen, size = _order(labels.size, settings, epoch)
+    targets, weights = _targets(sides, settings)
+    data = tf.data.Dataset.from_tensor_slices((known[chosen], targets[chosen], weights[chosen][:, None]))
+    return data.batch(size, drop_remainder=True), chosen.size // size
+
+
 def predict(model: Any, sides: Sides, split: str, architecture: Architecture) -> Doubles:
     """Return the scores of every image of a split, shape (n,) for two classes and (n, classes) for more."""
     rows = sides.rows[split]
     # Every batch has the same shape, so that the graph is built once.
     padded = np.resize(rows, -(-rows.size // PREDICT_BATCH) * PREDICT_BATCH)
     scores = [model.predict_on_batch(x) for x in batches(sides, padded, architecture)]
-    found = np.concatenate(scores).astype(np.float64)[: rows.size]
+    return plain(np.concatenate(scores)[: rows.size])
+
+
+def plain(scores: Any) -> Doubles:
+    """Return a network's scores, shape (n, 1) or (n, classes), as everything else takes them: (n,) or (n, classes)."""
+    found = np.asarray(scores, dtype=np.float64)
     return found[:, 0] if found.shape[1] == 1 else found
 
 
@@ -315,8 +385,8 @@ def load_checkpoint(directory: Path) -> tuple[Any, State]:
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def _compile(model: Any, stage: Stage, steps: int, settings: Any) -> None:
-    """Set what is trained and how: the learning rate rises for one epoch and falls along half a cosine."""
+def _freeze(model: Any, stage: Stage) -> None:
+    """Set what is trained."""
     import keras
 
     base = next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
@@ -325,6 +395,12 @@ def _compile(model: Any, stage: Stage, steps: int, settings: Any) -> None:
         for index, layer in enumerate(base.layers):
             frozen = index < len(base.layers) - stage.layers or isinstance(layer, keras.layers.BatchNormalization)
             layer.trainable = stage.layers > 0 and not frozen
+
+
+def _compile(model: Any, stage: Stage, steps: int, settings: Any) -> None:
+    """Set how it is trained: the learning rate rises for one epoch and falls along half a cosine."""
+    import keras
+
     total = steps * (stage.end - stage.begin)
     warm = min(steps, max(1, total // 10))
     rate = keras.optimizers.schedules.CosineDecay(
@@ -361,6 +437,88 @@ def merit(entry: dict[str, Any], classes: int = 2) -> tuple[float, float]:
     there is no threshold left to choose, and areas of one against the rest are near 1 long before verdicts are right.
     """
     return round(entry["val_auroc" if classes == 2 else "val_accuracy"], 4), -entry["val_loss"]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a stage trains, and on what.
+
+    Attributes:
+        trainee: the network, or its head.
+        batches: gives the batches of an epoch and how many there are.
+        scores: gives what the trainee says of the validation images.
+        kept: whether every epoch is worth a checkpoint.
+    """
+
+    trainee: Any
+    batches: Callable[[int], tuple[Any, int]]
+    scores: Callable[[], Doubles]
+    kept: bool = True
+
+
+def _feed(
+    model: Any,
+    stage: Stage,
+    state: State,
+    directory: Path,
+    sides: Sides,
+    architecture: Architecture,
+    settings: Any,
+    progress: Callable[..., None],
+) -> Feed:
+    """Make a network ready for a stage; one that goes on in the middle of it is ready already.
+
+    A head alone is given the same in every epoch, so that is computed once. It is then trained in seconds: broken off,
+    it begins anew, from the features that are kept.
+    """
+    count = sides.rows["train"].size
+    order, size = _order(count, settings, 0)
+    if stage.layers == 0:
+        _freeze(model, stage)
+        extractor, head = head_of(model)
+
+        def tell(done: int, total: int) -> None:
+            progress(message=f"features of the base, {done} of {total} images")
+
+        known = {
+            split: features(extractor, sides, split, architecture, directory / f"features-{split}.npy", tell)
+            for split in ("train", "validation")
+        }
+        _compile(head, stage, order.size // size, settings)
+        return Feed(
+            head,
+            lambda epoch: feature_batches(known["train"], sides, settings, epoch),
+            lambda: plain(head.predict(known["validation"], batch_size=PREDICT_BATCH, verbose=0)),
+            kept=False,
+        )
+    if state.epoch == stage.begin:
+        _freeze(model, stage)
+        _compile(model, stage, order.size // size, settings)
+    return Feed(
+        model,
+        lambda epoch: training_batches(sides, architecture, settings, epoch),
+        lambda: predict(model, sides, "validation", architecture),
+    )
+
+
+def _entry(epoch: int, logs: dict[str, Any], scores: Doubles, sides: Sides, settings: Any) -> dict[str, Any]:
+    """Return the figures of an epoch; the loss on validation is no number where a score is none."""
+    truth = sides.labels["validation"]
+    found = {"epoch": epoch, "loss": float(logs["loss"][0]), "accuracy": float(logs["accuracy"][0])}
+    if not np.isfinite(scores).all():
+        return {**found, "val_loss": math.nan}
+    weights = class_weights(sides.labels["train"], settings.class_weighting, sides.classes)
+    weighted = [
+        weights[c] * (truth == c).sum() * evaluation.log_loss(truth[truth == c], scores[truth == c])
+        for c in range(sides.classes)
+    ]
+    return {
+        **found,
+        # Weighted as the training loss is, so that the two can be compared.
+        "val_loss": float(sum(weighted) / truth.size),
+        "val_accuracy": float(np.mean(evaluation.verdicts(scores, 0.5) == truth)),
+        "val_auroc": evaluation.auroc(truth, scores),
+    }
 
 
 def fit(
@@ -400,8 +558,6 @@ def fit(
             # A run that begins anew must not depend on how many networks this process has built.
             keras.utils.set_random_seed(settings.seed)
             model = architecture.build(shape, settings, sides.classes)
-    weights = class_weights(sides.labels["train"], settings.class_weighting, sides.classes)
-    truth = sides.labels["validation"]
 
     class Steps(keras.callbacks.Callback):
         """Tells the progress file after every batch."""
@@ -428,37 +584,22 @@ def fit(
     for stage in stages(architecture, settings):
         if state.epoch >= stage.end:
             continue
-        if state.epoch == stage.begin:
-            _, steps = training_batches(sides, architecture, settings, state.epoch)
-            with strategy.scope():
-                _compile(model, stage, steps, settings)
+        with strategy.scope():
+            feed = _feed(model, stage, state, directory, sides, architecture, settings, progress)
         last_stage = stage.end == settings.epochs
         while state.epoch < stage.end and not (last_stage and state.waited >= settings.patience):
             begin = time.monotonic()
             _reseed(model, settings.seed, state.epoch)
-            data, steps = training_batches(sides, architecture, settings, state.epoch)
-            logs = model.fit(data, epochs=1, verbose=0, callbacks=[Steps(state.epoch, steps, begin)]).history
-            loss, trained = float(logs["loss"][0]), time.monotonic() - begin
-            scores = predict(model, sides, "validation", architecture)
-            if not (math.isfinite(loss) and np.isfinite(scores).all()):
+            data, steps = feed.batches(state.epoch)
+            logs = feed.trainee.fit(data, epochs=1, verbose=0, callbacks=[Steps(state.epoch, steps, begin)]).history
+            trained = time.monotonic() - begin
+            entry = _entry(state.epoch + 1, logs, feed.scores(), sides, settings)
+            if not math.isfinite(entry["loss"] + entry["val_loss"]):
                 raise TrainingError(
                     f"the loss is no longer a number in epoch {state.epoch + 1}: "
                     f"lower --learning-rate (now {stage.learning_rate:g})"
                 )
-            weighted = [
-                weights[c] * (truth == c).sum() * evaluation.log_loss(truth[truth == c], scores[truth == c])
-                for c in range(sides.classes)
-            ]
-            entry = {
-                "epoch": state.epoch + 1,
-                "loss": loss,
-                "accuracy": float(logs["accuracy"][0]),
-                # Weighted as the training loss is, so that the two can be compared.
-                "val_loss": float(sum(weighted) / truth.size),
-                "val_accuracy": float(np.mean(evaluation.verdicts(scores, 0.5) == truth)),
-                "val_auroc": evaluation.auroc(truth, scores),
-                "seconds": round(time.monotonic() - begin, 2),
-            }
+            entry["seconds"] = round(time.monotonic() - begin, 2)
             better = not state.best or merit(entry, sides.classes) > merit(state.best, sides.classes)
             state.epoch += 1
             state.waited = 0 if better or not last_stage else state.waited + 1
@@ -467,7 +608,8 @@ def fit(
             if better:
                 state.best = {**entry, "file": f"best-{state.epoch:04d}.keras"}
                 model.save(directory / state.best["file"])
-            save_checkpoint(model, state, directory)
+            if feed.kept or state.epoch == stage.end:
+                save_checkpoint(model, state, directory)
             say(
                 f"epoch {state.epoch}/{settings.epochs}: loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.4f}; "
                 f"validation loss {entry['val_loss']:.4f}, accuracy {entry['val_accuracy']:.4f}, "
