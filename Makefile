@@ -59,7 +59,7 @@ down: $(VENV)/ready ## Stop the lab and leave nothing of it on this machine
 test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Run every test; T=unit|lint|lab|molecule|system or a role's name for a subset
 	$(BIN)/python tests/run.py $(T)
 
-lint: $(VENV)/ready-dev ## Run every linter and type checker
+lint: $(VENV)/ready-dev .venv-app/ready ## Run every linter and type checker
 	$(BIN)/python tests/run.py lint
 
 bench-serving: .venv-bench/ready .cache/bench-packages ## Measure the API beside Flask + Keras, a framework and the bare engine; OUT=FILE

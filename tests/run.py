@@ -53,6 +53,7 @@ def lint() -> list[Command]:
         [f"{BIN}/mypy", "lab", "tests/run.py", "plugins"],
         [f"{BIN}/mypy", "--python-executable", f"{APP_BIN}/python", "app/src"],
         [f"{BIN}/yamllint", "--strict", "."],
+        [f"{BIN}/check-jsonschema", "--builtin-schema", "vendor.github-workflows", "docs/ci/github-actions.yml"],
         [f"{BIN}/ansible-lint", "--offline", "--strict"],
         *syntax,
     ]

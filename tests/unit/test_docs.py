@@ -34,6 +34,22 @@ def test_the_picture_shows_every_host_of_a_role_and_what_they_say_to_one_another
     assert 'class="role"' in two and 'class="role"' not in one
 
 
+def test_the_pipelines_call_what_is_there():
+    import re
+
+    targets = set(
+        re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv"), re.MULTILINE)
+    )
+    for name in ("github-actions.yml", "Jenkinsfile"):
+        text = (ROOT / "docs/ci" / name).read_text()
+        made = set(re.findall(r"(?:run: |sh ')make ([a-z./-]+)", text))
+        assert {"lint", "up", "verify", "down"} <= made <= targets, name
+        played = set(re.findall(r"(?<= )[\w/]+\.yml(?=\s)", text.split("ansible-playbook", 1)[1]))
+        assert played == {"site.yml", "playbooks/verify.yml"}, name
+        assert all((ROOT / path).exists() for path in played)
+    assert "id-token: write" in (ROOT / "docs/ci/github-actions.yml").read_text()
+
+
 def test_every_link_in_the_documents_leads_somewhere():
     import re
 
