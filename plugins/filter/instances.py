@@ -1,4 +1,4 @@
-"""Filters that compare the instances that are planned with those that exist."""
+"""Filters that compare the instances that are planned with those that exist, and say why one could not be started."""
 
 from __future__ import annotations
 
@@ -39,9 +39,35 @@ def to_settle(
     ]
 
 
+REMEDIES = {
+    "InsufficientInstanceCapacity": "Run again later, or choose another type in `instances`",
+    "VcpuLimitExceeded": "Stop what runs, or have the account's quota for this type raised",
+}
+
+
+def launch_problems(results: list[dict[str, Any]], zone: str, zones: dict[str, list[str]]) -> list[str]:
+    """Return, for each instance that could not be started, its type, the zone tried, why, and what to do.
+
+    Args:
+        results: of the loop of amazon.aws.ec2_instance over planned instances.
+        zone: where they were to start.
+        zones: zones of the region that offer an instance type, as far as they were asked for.
+    """
+    problems = []
+    for result in results:
+        if not result.get("failed"):
+            continue
+        kind, why = result["item"]["type"], str(result.get("msg", "")).strip()
+        remedy = next((words for code, words in REMEDIES.items() if code in why), "Correct it and run again")
+        others = [name for name in zones.get(kind, []) if name != zone]
+        elsewhere = f"; a network made in {' or '.join(others)} could have it too" if others else ""
+        problems.append(f"{result['item']['name']} ({kind}) could not be started in {zone}: {why} {remedy}{elsewhere}.")
+    return problems
+
+
 class FilterModule:
     """The filters by the names that playbooks use."""
 
     def filters(self) -> dict[str, Any]:
         """Return the filters."""
-        return {"to_settle": to_settle}
+        return {"launch_problems": launch_problems, "to_settle": to_settle}

@@ -44,6 +44,10 @@ demand:
   description: Per quota code, the vCPUs needed, running and allowed.
   type: dict
   returned: always
+zones:
+  description: Per instance type, the zones of the region that offer it.
+  type: dict
+  returned: always
 """
 
 try:
@@ -179,7 +183,7 @@ def main() -> None:
         zones = [one["ZoneName"] for one in ec2.describe_availability_zones()["AvailabilityZones"]]
         wrong = zone_problem(zone, module.region, zones)
         if wrong or not planned:
-            module.exit_json(changed=False, problems=[wrong] if wrong else [], demand={})
+            module.exit_json(changed=False, problems=[wrong] if wrong else [], demand={}, zones={})
         quotas = module.client("service-quotas")
         running = running_types(ec2)
         vcpus = vcpus_of(ec2, {*planned, *running})
@@ -190,7 +194,8 @@ def main() -> None:
     except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
         module.fail_json_aws(error, msg="Could not ask AWS about instance types and quotas")
     problems, demand = assess(planned, running, vcpus, offers, limits, zone)
-    module.exit_json(changed=False, problems=problems, demand=demand)
+    zones_by_type = {name: sorted(offering) for name, offering in offers.items()}
+    module.exit_json(changed=False, problems=problems, demand=demand, zones=zones_by_type)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "plugins/filter"))
-from instances import to_settle
+from instances import launch_problems, to_settle
 
 PLANS = [
     {"name": "api", "role": "api", "subnet": "app", "type": "t3.medium", "bucket": "read"},
@@ -59,3 +59,21 @@ def test_every_difference_is_settled(change):
     changed = copy.deepcopy(RUNNING)
     changed[0].update(change)
     assert to_settle(PLANS, changed, "p", WANTED) == PLANS[:1]
+
+
+def test_an_instance_that_could_not_be_started_is_named_with_zone_reason_and_remedy():
+    trainer = {"name": "trainer", "type": "g4dn.xlarge"}
+    said = "An error occurred (InsufficientInstanceCapacity) when calling the RunInstances operation: none."
+    results = [{"item": PLANS[0], "changed": True}, {"item": trainer, "failed": True, "msg": said}]
+    (problem,) = launch_problems(results, "us-east-1a", {"g4dn.xlarge": ["us-east-1a", "us-east-1c"]})
+    assert problem == (
+        f"trainer (g4dn.xlarge) could not be started in us-east-1a: {said} Run again later, or choose another type "
+        "in `instances`; a network made in us-east-1c could have it too."
+    )
+    assert (
+        "quota for this type raised"
+        in launch_problems([{**results[1], "msg": "(VcpuLimitExceeded)"}], "us-east-1a", {})[0]
+    )
+    assert (
+        "(Other) Correct it and run again." in launch_problems([{**results[1], "msg": "(Other)"}], "us-east-1a", {})[0]
+    )
