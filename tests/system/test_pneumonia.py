@@ -407,12 +407,16 @@ def test_what_people_judged_on_the_pages_is_trained_on_and_counted(system: Syste
         assert status == 200
     done = system.play("train.yml", "-e", SHORT, "-e", LENIENT, "-e", "feedback_weight=2")
     assert done.returncode == 0, done.stdout[-8000:]
-    assert "50 judged cases: 50 PNEUMONIA" in done.stdout
+    # Others may have judged cases before.
+    judged = re.search(r"(\d+) judged cases", done.stdout)
+    assert judged, done.stdout[-6000:]
     model = system.model()
     assert model["version"] != version
-    assert model["data"]["feedback"] == {"NORMAL": 0, "PNEUMONIA": 50, "weight": 2.0}
+    counts = model["data"]["feedback"]
+    assert counts["PNEUMONIA"] >= 50 and counts["weight"] == 2
+    assert counts["PNEUMONIA"] + counts["NORMAL"] == int(judged[1])
     report = (ROOT / f"reports/{model['version']}.html").read_text()
-    assert "Judged on these pages" in report and "PNEUMONIA 50" in report
+    assert "Judged on these pages" in report and f"PNEUMONIA {counts['PNEUMONIA']}" in report
 
 
 def test_a_model_of_shuffled_labels_is_stopped_in_words(system: System, tmp_path: Path) -> None:
