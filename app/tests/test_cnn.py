@@ -453,13 +453,26 @@ def test_augmentation_varies_images_and_follows_from_seed_and_step():
 
 
 def test_augmentation_without_any_change_changes_nothing():
-    names = ("rotation", "shift", "zoom", "stretch", "gamma", "contrast", "brightness", "blur", "noise")
+    names = ("rotation", "shift", "zoom", "stretch", "gamma", "contrast", "brightness", "blur", "noise", "frame")
     settings = replace(cnn.Settings(), **dict.fromkeys(names, 0.0))
     assert np.abs(training.augment(batch(), 1, settings).numpy() - batch()).max() < 0.1
 
 
-def test_mirroring_is_off_unless_asked_for():
+def test_some_images_get_a_black_frame_and_none_a_thicker_one_than_asked_for():
     names = ("rotation", "shift", "zoom", "stretch", "gamma", "contrast", "brightness", "blur", "noise")
+    settings = replace(cnn.Settings(), **dict.fromkeys(names, 0.0), frame=0.25)
+    bright = np.full((64, 32, 32, 1), 200, np.uint8)
+    framed = training.augment(bright, 1, settings).numpy()[..., 0] < 1
+    thickness = framed[:, 16, :16].sum(axis=1)
+    assert thickness.max() <= 8
+    assert 8 < (thickness > 0).sum() < 40
+    # All four sides alike, and the middle as it was.
+    assert (thickness == framed[:, 16, 16:].sum(axis=1)).all() and (thickness == framed[:, :16, 16].sum(axis=1)).all()
+    assert not framed[:, 8:24, 8:24].any()
+
+
+def test_mirroring_is_off_unless_asked_for():
+    names = ("rotation", "shift", "zoom", "stretch", "gamma", "contrast", "brightness", "blur", "noise", "frame")
     settings = replace(cnn.Settings(), **dict.fromkeys(names, 0.0), flip=True)
     mirrored = training.augment(batch(), 1, settings).numpy()
     plain, turned = batch().astype(float), batch()[:, :, ::-1].astype(float)

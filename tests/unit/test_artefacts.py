@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "lightbox-artefacts"
@@ -44,19 +47,33 @@ class Store:
         return {item["Key"]: item["ETag"] for item in found}
 
 
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 in a process of its own: moto's settings are the process's, and the lab has others."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with (tmp_path_factory.mktemp("s3") / "log").open("wb") as log:
+        command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+        with subprocess.Popen(command, stdout=log, stderr=log) as server:
+            for _ in range(300):
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/moto-api/", timeout=1):
+                    break
+                time.sleep(0.1)
+            yield address
+            server.terminate()
+
+
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    store = Store(f"http://127.0.0.1:{port}")
+    store = Store(s3)
     store.s3.create_bucket(Bucket=BUCKET)
     yield store
     for key in store.objects():
         store.s3.delete_object(Bucket=BUCKET, Key=key)
     store.s3.delete_bucket(Bucket=BUCKET)
-    server.stop()
 
 
 def write(directory: Path, version: str, model: bytes = b"weights", **contract: Any) -> Path:

@@ -194,7 +194,7 @@ def _inside(share: Any, height: int, width: int) -> Any:
     import tensorflow as tf
 
     def along(side: int) -> Any:
-        place = tf.range(side, dtype=tf.float32)
+        place = tf.range(side, dtype=tf.float32) + 0.5
         edge = share[:, None] * side
         return tf.cast((place >= edge) & (place < side - edge), tf.float32)
 
