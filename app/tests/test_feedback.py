@@ -68,6 +68,14 @@ def test_every_judged_upload_is_written_under_the_label_people_gave(tmp_path, st
     assert "case0501: it is one of the images that a model was measured on" in said.err
 
 
+def test_a_small_upload_is_its_own_thumbnail(tmp_path, store, redis_server):
+    case = Case("small", "small.png", "Normal", 0.9, (0.1,), "v1", "upload", NOW, thumbnail=picture(7))
+    store.add(case)
+    store.set_feedback(case.id, Feedback("Pneumonia", NOW))
+    assert feedback.main(arguments(redis_server, tmp_path / "judged")) == 0
+    assert (tmp_path / "judged/PNEUMONIA/small.jpeg").read_bytes() == picture(7)
+
+
 def test_what_is_taken_back_goes_and_what_is_judged_otherwise_moves(tmp_path, store, redis_server):
     ids = [judge(store, number, "Pneumonia") for number in range(3)]
     assert feedback.main(arguments(redis_server, tmp_path / "judged")) == 0

@@ -396,7 +396,6 @@ def films(directory: Path, count: int, seed: int) -> Path:
     return directory
 
 
-@pytest.mark.skip(reason="in the lab the judged cases did not reach the training: being looked into")
 def test_what_people_judged_on_the_pages_is_trained_on_and_counted(system: System) -> None:
     version = system.model()["version"]
     for number in range(50):

@@ -62,7 +62,8 @@ def _picture(store: CaseStore, case: Case, folders: Mapping[str, str]) -> tuple[
         return b"", "it is one of the images that a model was measured on"
     if case.feedback is None or case.feedback.label not in folders:
         return b"", "its label is not one of this system's"
-    content = store.picture(case.id)
+    # A small upload is its own thumbnail.
+    content = store.picture(case.id) or case.thumbnail
     return content, "" if content else "its picture is not kept"
 
 
