@@ -11,7 +11,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -351,7 +351,10 @@ def test_the_heat_map_is_as_strong_as_one_likes(page: Page, chests: list[bytes])
     analyze(page, chests[2])
     card = page.locator("[data-verdict=Pneumonia]")
     heat, slider = card.locator("img.heat"), card.get_by_label("Heat map opacity")
-    opacity: Callable[[], float] = lambda: float(heat.evaluate("node => getComputedStyle(node).opacity"))  # noqa: E731
+
+    def opacity() -> float:
+        return float(heat.evaluate("node => getComputedStyle(node).opacity"))
+
     assert opacity() == 0.45
     expect(card).to_contain_text("where the image speaks for Pneumonia")
     # Both at one moment: the page may still be scrolling to the verdict.

@@ -476,7 +476,9 @@ def test_mirroring_is_off_unless_asked_for():
     settings = replace(cnn.Settings(), **dict.fromkeys(names, 0.0), flip=True)
     mirrored = training.augment(batch(), 1, settings).numpy()
     plain, turned = batch().astype(float), batch()[:, :, ::-1].astype(float)
-    kinds = [(np.abs(m - p).max() < 0.1, np.abs(m - t).max() < 0.1) for m, p, t in zip(mirrored, plain, turned)]  # noqa: B905
+    kinds = [
+        (np.abs(m - p).max() < 0.1, np.abs(m - t).max() < 0.1) for m, p, t in zip(mirrored, plain, turned, strict=True)
+    ]
     assert all(p or t for p, t in kinds)
     assert any(t for _, t in kinds)
     assert any(p for p, _ in kinds)

@@ -495,7 +495,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     content = b""
     breaks = 0
-    ranges: list[str | None] = []  # noqa: RUF012
+    ranges: list[str | None] = []  # noqa: RUF012  shared on purpose: the server makes a handler for each request
 
     def do_GET(self) -> None:
         asked = self.headers.get("Range")

@@ -297,7 +297,7 @@ def _download(url: str, file: Path, sha256: str, report: Report) -> None:
 
 def _continue(url: str, part: Path, report: Report) -> None:
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310  see below
     with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  the caller checked the scheme
         have = have if answer.status == 206 else 0
         length = int(answer.headers.get("Content-Length") or 0)

@@ -40,7 +40,7 @@ accesslog = None
 # Signals steer the service; a socket that answers commands is one more way in.
 control_socket_disable = True
 # The heartbeat file must not be on a disk that can stall.
-worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  gunicorn makes a file of its own in it
 
 # prometheus_client reads the variable when it is imported, hence here and not in a hook.
 if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
