@@ -7,6 +7,7 @@ import shutil
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,30 @@ def test_thumbnails_are_small_jpegs_of_the_whole_picture() -> None:
 def textured(seed: int = 1) -> bytes:
     """Return a grey picture whose cells differ strongly."""
     return noise(4, seed)
+
+
+def test_images_scored_together_get_what_each_gets_alone(bundle: Path) -> None:
+    engine = Engine(bundle)
+    pictures = [open_image(content) for content in (png(0), textured(), png(200, mode="RGB"), png(140))]
+    together = engine.assess_many([engine.prepare(picture) for picture in pictures])
+    for found, alone in zip(together, map(engine.assess, pictures), strict=True):
+        assert not isinstance(found, ServingError)
+        assert found.scores == pytest.approx(alone.scores, abs=1e-6)
+        assert (found.verdict.label, found.unfamiliar) == (alone.verdict.label, alone.unfamiliar)
+        assert found.heat is not None and alone.heat is not None
+        np.testing.assert_allclose(found.heat.values, alone.heat.values, atol=1e-6)
+    assert engine.assess_many([]) == []
+
+
+def test_an_image_the_model_fails_on_costs_no_other_its_verdict(bundle: Path) -> None:
+    engine = Engine(bundle)
+    good = engine.prepare(open_image(png(255)))
+    for pixels in (np.full_like(good.pixels, np.nan), np.zeros((1, 3, 3, 7), np.float32)):
+        first, failed, last = engine.assess_many([good, replace(good, pixels=pixels), good])
+        assert isinstance(failed, ServingError)
+        for one in (first, last):
+            assert not isinstance(one, ServingError)
+            assert one.verdict.label == "Pneumonia"
 
 
 def test_the_heat_map_speaks_for_the_finding(bundle: Path) -> None:

@@ -496,9 +496,9 @@ def test_the_next_image_does_not_wait_for_the_store(
     app = create_app(Settings(bundle=bundle, concurrency=1), store_of(redis_server))
     examine, examined, keep, go = app.state.service.examine, [], app.state.service.keep, threading.Event()
 
-    def count(*arguments: Any) -> Any:
-        examined.append(arguments)
-        return examine(*arguments)
+    def count(uploads: Any) -> Any:
+        examined.extend(uploads)
+        return examine(uploads)
 
     def hang(*arguments: Any) -> Any:
         assert go.wait(20)
@@ -521,6 +521,43 @@ def test_the_next_image_does_not_wait_for_the_store(
             assert [answer.status_code for answer in await asyncio.gather(*asked)] == [201] * 3
 
     asyncio.run(talk())
+
+
+def test_images_scored_in_one_run_get_each_their_own_answer(
+    bundle: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(Settings(bundle=bundle, concurrency=1, together=3), store_of(redis_server))
+    examine, together, go = app.state.service.examine, [], threading.Event()
+
+    def count(uploads: Any) -> Any:
+        assert go.wait(20)
+        together.append(len(uploads))
+        return examine(uploads)
+
+    monkeypatch.setattr(app.state.service, "examine", count)
+
+    async def talk() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        ):
+            contents = [png(40), png(250), b"no image", png(40), png(250)]
+            asked = [
+                asyncio.create_task(client.post("/v1/predictions", files={"file": (f"{number}.png", content)}))
+                for number, content in enumerate(contents)
+            ]
+            while len(app.state.line) < len(asked):
+                await asyncio.sleep(0.01)
+            go.set()
+            answers = await asyncio.gather(*asked)
+            assert [answer.status_code for answer in answers] == [201, 201, 415, 201, 201]
+            assert [answer.json().get("filename") for answer in answers] == ["0.png", "1.png", None, "3.png", "4.png"]
+            labels = [answer.json().get("label") for answer in answers]
+            assert labels == ["Normal", "Pneumonia", None, "Normal", "Pneumonia"]
+
+    asyncio.run(talk())
+    assert sum(together) == 5
+    assert max(together) == 3
 
 
 def test_a_burst_is_answered_and_service_goes_on(bundle: Path, redis_server: RedisServer, start: Start) -> None:

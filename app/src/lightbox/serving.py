@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,19 @@ class Assessment:
             "heat": pack(self.heat.values) if self.heat else b"",
             "heat_label": self.heat.label if self.heat else None,
         }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an engine takes of one picture.
+
+    Attributes:
+        pixels: the model's input, shape (1, height, width, channels).
+        chroma: how colourful the picture is, see `chroma`.
+    """
+
+    pixels: Floats
+    chroma: float
 
 
 def chroma(image: Image.Image) -> float:
@@ -196,14 +210,30 @@ class Engine:
         """The label that a finding is called by, or None when no label stands out."""
         return (self.contract.get("decision") or {}).get("positive")
 
-    def _run(self, image: Image.Image) -> dict[str, Floats]:
-        """Return every output of the serving form for one picture, by the name the contract gives it."""
+    def prepare(self, image: Image.Image) -> Prepared:
+        """Return what the model takes of one picture.
+
+        Raises:
+            ServingError: it cannot be made of it.
+        """
         try:
-            batch = preprocess(image, self.bundle)
-            answers = self._session.run(self._outputs, {self._input: batch})
+            return Prepared(preprocess(image, self.bundle), chroma(image))
+        except Exception as error:
+            raise ServingError(f"the image cannot be prepared for the model ({type(error).__name__})") from error
+
+    def _run(self, images: Sequence[Prepared]) -> list[dict[str, Floats]]:
+        """Return for each image every output of the serving form, shape (1, …), by the name the contract gives it."""
+        try:
+            batch = np.concatenate([image.pixels for image in images])
+            answers = [np.asarray(one, np.float32) for one in self._session.run(self._outputs, {self._input: batch})]
         except Exception as error:
             raise ServingError(f"the model failed on the image ({type(error).__name__})") from error
-        return dict(zip(self._names, (np.asarray(answer, dtype=np.float32) for answer in answers), strict=True))
+        if any(len(one) != len(images) for one in answers):
+            raise ServingError("the model's answers are not one for each image")
+        return [
+            {name: one[number : number + 1] for name, one in zip(self._names, answers, strict=True)}
+            for number in range(len(images))
+        ]
 
     def _scores(self, answers: dict[str, Floats]) -> tuple[float, ...]:
         raw = answers["score"].reshape(-1)
@@ -218,7 +248,7 @@ class Engine:
         Raises:
             ServingError: the model failed, or what it gave are not probabilities.
         """
-        return self._scores(self._run(image))
+        return self._scores(self._run([self.prepare(image)])[0])
 
     def assess(self, image: Image.Image) -> Assessment:
         """Return the verdict on one picture, where it comes from, and whether the model knows such pictures.
@@ -226,7 +256,30 @@ class Engine:
         Raises:
             ServingError: the model failed, or no verdict follows from its answer.
         """
-        answers = self._run(image)
+        prepared = self.prepare(image)
+        return self._judge(prepared, self._run([prepared])[0])
+
+    def assess_many(self, images: Sequence[Prepared]) -> list[Assessment | ServingError]:
+        """Return for each image what :meth:`assess` returns of its picture, or raises.
+
+        All are scored in one run, which takes less than a run for each. Where it fails, each is scored alone, so that
+        no image costs another its verdict.
+        """
+        try:
+            found = self._run(images)
+        except ServingError as error:
+            if len(images) < 2:
+                return [error] * len(images)
+            return [one for image in images for one in self.assess_many([image])]
+        judged: list[Assessment | ServingError] = []
+        for image, answers in zip(images, found, strict=True):
+            try:
+                judged.append(self._judge(image, answers))
+            except ServingError as error:
+                judged.append(error)
+        return judged
+
+    def _judge(self, image: Prepared, answers: dict[str, Floats]) -> Assessment:
         scores = self._scores(answers)
         try:
             verdict = decide(scores, self.bundle)
@@ -251,9 +304,9 @@ class Engine:
             raise ServingError("the model's heat map is not a grid of numbers")
         return Heat(label, np.clip(grid / self._heat_scale, 0.0, 1.0).astype(np.float32))
 
-    def _unfamiliar(self, answers: dict[str, Floats], image: Image.Image) -> str | None:
+    def _unfamiliar(self, answers: dict[str, Floats], image: Prepared) -> str | None:
         limits = self.contract.get("out_of_distribution") or {}
-        if "max_chroma" in limits and chroma(image) > float(limits["max_chroma"]):
+        if "max_chroma" in limits and image.chroma > float(limits["max_chroma"]):
             return "The image is in colour; the model was trained on grey images."
         if "distance" in answers and "threshold" in limits:
             distance = float(answers["distance"].reshape(-1)[0])

@@ -11,7 +11,8 @@ Environment (besides that of :mod:`lightbox.gunicorn_conf`):
 ``LIGHTBOX_RETENTION_DAYS``       days a case is kept (default: until it is deleted)
 ``LIGHTBOX_MAX_UPLOAD_BYTES``     largest file accepted (default 20 MiB)
 ``LIGHTBOX_MAX_PIXELS``           largest picture decoded, in pixels (default 50 million)
-``LIGHTBOX_CONCURRENCY``          images decoded and scored at once by one worker (default 1)
+``LIGHTBOX_CONCURRENCY``          threads of one worker that decode and score images (default 1)
+``LIGHTBOX_TOGETHER``             images that one thread scores in one run, if so many wait (default 2)
 ``LIGHTBOX_QUEUE``                requests that may wait to be classified by one worker (default 16); more are sent away
 ``LIGHTBOX_THREADS``              threads of one prediction (default 1)
 ``LIGHTBOX_IMAGE_SIDE``           longest side of the picture that is kept of an upload, in pixels (default 512)
@@ -52,7 +53,7 @@ def create_app(settings: Settings | None = None, store: CaseStore | None = None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.line = Line(settings.concurrency, settings.queue)
+        app.state.line = Line(service.examine, settings.concurrency, settings.queue, settings.together)
         await anyio.to_thread.run_sync(service.begin)
         yield
         service.store.close()

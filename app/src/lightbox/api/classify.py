@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 
 import anyio.to_thread
 from fastapi import Request
@@ -11,9 +10,11 @@ from fastapi import Request
 from lightbox import web
 from lightbox.api.line import RETRY_AFTER, BusyError, Line
 from lightbox.api.problems import IMAGE_STATUS, RefusalError
-from lightbox.api.service import NoModelError, Outcome, Service
+from lightbox.api.service import Examined, NoModelError, Outcome, Service, Upload
 from lightbox.images import ImageError
 from lightbox.serving import ServingError
+
+Waiting = Line[Upload, Examined]
 
 
 def service_of(request: Request) -> Service:
@@ -43,7 +44,7 @@ async def admit(request: Request) -> None:
     Raises:
         RefusalError: the waiting line is full, or no model is loaded.
     """
-    line: Line = request.app.state.line
+    line: Waiting = request.app.state.line
     refusal = busy() if line.full else no_model() if service_of(request).engine is None else None
     if refusal:
         # Who still sends would not read an answer.
@@ -62,9 +63,9 @@ async def classify(request: Request, name: str, content: bytes, admitted: bool =
         RefusalError: there is no verdict; it says why.
     """
     service, request_id = service_of(request), request.state.request_id
-    line: Line = request.app.state.line
+    line: Waiting = request.app.state.line
     try:
-        found = await line.run(partial(service.examine, content, name, request_id), admitted)
+        found = await line.run(Upload(content, name, request_id), admitted)
     except BusyError:
         raise busy() from None
     except NoModelError:

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from lightbox import web
 from lightbox.api import schemas, v1
@@ -69,7 +69,7 @@ async def metrics() -> Response:
     ),
     openapi_extra=form_of("file"),
 )
-async def predict(request: Request) -> dict[str, Any]:
+async def predict(request: Request) -> Response:
     """Classify the image in the form field ``file``."""
     await admit(request)
     limit = service_of(request).settings.max_upload_bytes
@@ -82,7 +82,7 @@ async def predict(request: Request) -> dict[str, Any]:
         data = await content(sent[0], limit)
     outcome = await classify(request, name, data)
     case = outcome.case
-    return {
+    fields = {
         **case_fields(case),
         "timestamp": case.created.isoformat(timespec="seconds"),
         "probabilities": case.probabilities,
@@ -92,6 +92,7 @@ async def predict(request: Request) -> dict[str, Any]:
         "stored": outcome.notice is None,
         "notice": outcome.notice,
     }
+    return JSONResponse(fields)
 
 
 PAGE = {

@@ -6,18 +6,19 @@ import csv
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from prometheus_client import Counter, Gauge, Histogram
 
 from lightbox import web
 from lightbox.bundle import BundleError
-from lightbox.images import MAX_PIXELS, THUMBNAIL_SIDE, enough_for, open_image, shrink, thumbnail
-from lightbox.serving import Engine, ServingError
+from lightbox.images import MAX_PIXELS, THUMBNAIL_SIDE, ImageError, enough_for, open_image, shrink, thumbnail
+from lightbox.serving import Assessment, Engine, Prepared, ServingError
 from lightbox.store import UNCERTAIN, Case, CaseStore, Feedback, Query, StoreError, identity
 
 SELF_TEST_SECONDS = 10.0
@@ -60,6 +61,7 @@ class Settings:
     max_upload_bytes: int = web.MAX_UPLOAD_BYTES
     max_pixels: int = MAX_PIXELS
     concurrency: int = 1
+    together: int = 2
     queue: int = 16
     threads: int = 1
     image_side: int = IMAGE_SIDE
@@ -76,6 +78,7 @@ class Settings:
             max_upload_bytes=web.positive_int(environ, "LIGHTBOX_MAX_UPLOAD_BYTES", web.MAX_UPLOAD_BYTES),
             max_pixels=web.positive_int(environ, "LIGHTBOX_MAX_PIXELS", MAX_PIXELS),
             concurrency=web.positive_int(environ, "LIGHTBOX_CONCURRENCY", 1),
+            together=web.positive_int(environ, "LIGHTBOX_TOGETHER", 2),
             queue=web.positive_int(environ, "LIGHTBOX_QUEUE", 16),
             threads=web.positive_int(environ, "LIGHTBOX_THREADS", 1),
             image_side=web.positive_int(environ, "LIGHTBOX_IMAGE_SIDE", IMAGE_SIDE),
@@ -88,6 +91,15 @@ class NoModelError(Exception):
 
 class LabelError(ValueError):
     """The label is not one of the model's; the text names those."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file as it came, its bare name, and the id of the request that brought it."""
+
+    content: bytes
+    filename: str
+    request_id: str
 
 
 @dataclass(frozen=True)
@@ -169,35 +181,61 @@ class Service:
             VERDICTS.labels(verdict, engine.version).inc(0)
         UNFAMILIAR.labels(engine.version).inc(0)
 
-    def examine(self, content: bytes, filename: str, request_id: str) -> Examined:
-        """Score an image and make its case, which is not stored yet.
+    def examine(self, uploads: Sequence[Upload]) -> list[Examined | Exception]:
+        """Score images together and make their cases, which are not stored yet.
 
-        The case's id comes from the request's id and the file, so that a request sent twice is one case.
+        A case's id comes from the request's id and the file, so that a request sent twice is one case.
+
+        Returns:
+            For each upload its case, or why there is none: `lightbox.images.ImageError` when the file is not an image
+            that is accepted, ServingError when the model failed.
 
         Raises:
             NoModelError: no model is loaded.
-            lightbox.images.ImageError: the file is not an image that is accepted.
-            ServingError: the model failed.
         """
         engine = self.engine
         if engine is None:
             raise NoModelError
-        with INFERENCE.time():
-            image = open_image(content, self.settings.max_pixels, self._enough(engine))
-            found = engine.assess(image)
-        picture = shrink(image, self.settings.image_side)
+        begin = time.perf_counter()
+        opened = [self._open(upload.content, engine) for upload in uploads]
+        verdicts = iter(engine.assess_many([one[0] for one in opened if isinstance(one, tuple)]))
+        seconds = (time.perf_counter() - begin) / len(uploads)
+        found: list[Examined | Exception] = []
+        for upload, one in zip(uploads, opened, strict=True):
+            INFERENCE.observe(seconds)
+            said = next(verdicts) if isinstance(one, tuple) else one
+            if isinstance(one, tuple) and isinstance(said, Assessment):
+                found.append(self._case(upload, one[1], said, engine))
+            elif isinstance(said, Exception):
+                found.append(said)
+        return found
+
+    def _open(self, content: bytes, engine: Engine) -> tuple[Prepared, Image.Image] | ImageError | ServingError:
+        """Return what the model takes of a file and the picture that is kept of it, or why there is none.
+
+        The picture at its full size is forgotten here: that of a large film takes more memory than all else.
+        """
+        wanted = max(enough_for(engine.bundle.input.height, engine.bundle.input.width), self.settings.image_side)
+        try:
+            image = open_image(content, self.settings.max_pixels, wanted)
+            return engine.prepare(image), shrink(image, self.settings.image_side)
+        except (ImageError, ServingError) as error:
+            return error
+
+    @staticmethod
+    def _case(upload: Upload, picture: Image.Image, said: Assessment, engine: Engine) -> Examined:
         # A picture no larger than a thumbnail is its own.
         large = max(picture.size) > THUMBNAIL_SIDE
         case = Case(
-            id=identity(request_id, filename, content),
-            filename=filename,
+            id=identity(upload.request_id, upload.filename, upload.content),
+            filename=upload.filename,
             model_version=engine.version,
             source="upload",
             created=datetime.now(timezone.utc),
             thumbnail=thumbnail(picture) if large else thumbnail(picture, quality=IMAGE_QUALITY),
-            **found.kept(),
+            **said.kept(),
         )
-        kept = thumbnail(picture, self.settings.image_side, IMAGE_QUALITY) if large else b""
+        kept = thumbnail(picture, max(picture.size), IMAGE_QUALITY) if large else b""
         return Examined(case, engine, kept)
 
     def keep(self, found: Examined, request_id: str) -> Outcome:
@@ -213,10 +251,6 @@ class Service:
             notice = f"This case was not stored and will not appear in the results: {error}."
         self._count(found.case, found.engine)
         return Outcome(found.case, found.engine, notice)
-
-    def _enough(self, engine: Engine) -> int:
-        """Return from how many pixels on pictures may be decoded smaller: for the model, and to be looked at."""
-        return max(enough_for(engine.bundle.input.height, engine.bundle.input.width), self.settings.image_side)
 
     @staticmethod
     def _count(case: Case, engine: Engine) -> None:
