@@ -19,7 +19,7 @@ BIN = ROOT / ".venv/bin"
 APP_BIN = ROOT / ".venv-app/bin"
 Command = list[str]
 # Stages whose commands stand by themselves, but for the first, and run as many at once as there are cores.
-ABREAST = frozenset({"molecule"})
+ABREAST = frozenset({"lint", "molecule"})
 
 
 def as_root(command: Command) -> Command:
@@ -72,9 +72,9 @@ def stages() -> dict[str, list[Command]]:
         "lint": lint(),
         "unit": [
             pytest(BIN, "tests/unit", "lab/tests", "-m", "not hosts"),
-            pytest(APP_BIN, "app/tests", "-m", "not slow"),
+            pytest(APP_BIN, "app/tests", "-m", "not slow", "--numprocesses", "auto", "--dist", "loadfile"),
         ],
-        "provisioning": [pytest(BIN, "tests/provisioning")],
+        "provisioning": [pytest(BIN, "tests/provisioning", "--numprocesses", "auto")],
         "lab": [image, as_root(pytest(BIN, "lab/tests", "-m", "hosts"))],
         "molecule": [image, *molecule],
         "system": [as_root(pytest(BIN, "tests/system"))],
