@@ -360,6 +360,7 @@ def test_a_training_is_scraped_while_it_runs(tmp_path, cache):
     assert all(0 <= told[name] <= 1 for name in ("accuracy", "validation_accuracy", "validation_auroc"))
     assert (told["statepreparing"], told["statetraining"], told["statefailed"]) == (0, 1, 0)
     assert told[f"infocompact{run}"] == 1
+    assert time.time() - 120 < told["progress_timestamp_seconds"] <= time.time()
     assert told["process_resident_memory_bytes"] > 1e6
     assert scrape(port) == {}, "nobody answers when nothing trains"
 

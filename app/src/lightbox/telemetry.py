@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, start_http_server
@@ -39,12 +40,16 @@ class TrainingCollector(Collector):
         for field, (name, meaning) in GAUGES.items():
             if fields.get(field) is not None:
                 yield GaugeMetricFamily(f"{PREFIX}_{name}", meaning, value=fields[field])
+        told = datetime.fromisoformat(fields["updated"].replace("Z", "+00:00")).timestamp()
+        yield GaugeMetricFamily(
+            f"{PREFIX}_progress_timestamp_seconds", "When the training last got on, in seconds since 1970", value=told
+        )
         state = GaugeMetricFamily(f"{PREFIX}_state", "1 for the state the training is in, else 0", labels=["state"])
         for one in STATES:
             state.add_metric([one], fields["state"] == one)
         yield state
-        told = {"run": fields.get("run") or "", "architecture": self.architecture}
-        yield InfoMetricFamily(PREFIX, "What is trained", value=told)
+        what = {"run": fields.get("run") or "", "architecture": self.architecture}
+        yield InfoMetricFamily(PREFIX, "What is trained", value=what)
 
 
 def serve(
