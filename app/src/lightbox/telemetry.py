@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -11,6 +12,8 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 PREFIX = "lightbox_training"
+# Longer than this nobody waits for a GPU to tell how it is: Prometheus gives up after five.
+GPU_SECONDS = 3.0
 STATES = ("preparing", "training", "evaluating", "exporting", "done", "unchanged", "failed")
 # Name of the metric and what it is, by field of the progress.
 GAUGES = {
@@ -26,6 +29,31 @@ GAUGES = {
     "val_accuracy": ("validation_accuracy", "Accuracy of the last finished epoch on the validation images"),
     "val_auroc": ("validation_auroc", "AUROC of the last finished epoch on the validation images"),
 }
+
+
+def gpus() -> list[tuple[str, float, float]]:
+    """Return number, share of the time in use (0 to 1) and bytes of memory in use of each GPU; none where there is none."""
+    asked = ["nvidia-smi", "--query-gpu=index,utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=GPU_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return read_gpus(told)
+
+
+def read_gpus(told: str) -> list[tuple[str, float, float]]:
+    """Return what nvidia-smi told: a line for each GPU with its number, per cent in use and MiB in use.
+
+    What a GPU does not measure is said in words; such a GPU is left out.
+    """
+    found = []
+    for line in told.splitlines():
+        number, busy, used = ([part.strip() for part in line.split(",")] + ["", "", ""])[:3]
+        try:
+            found.append((number, float(busy) / 100, float(used) * 2**20))
+        except ValueError:
+            continue
+    return found
 
 
 class TrainingCollector(Collector):
@@ -44,12 +72,26 @@ class TrainingCollector(Collector):
         yield GaugeMetricFamily(
             f"{PREFIX}_progress_timestamp_seconds", "When the training last got on, in seconds since 1970", value=told
         )
+        yield from self._gpus()
         state = GaugeMetricFamily(f"{PREFIX}_state", "1 for the state the training is in, else 0", labels=["state"])
         for one in STATES:
             state.add_metric([one], fields["state"] == one)
         yield state
         what = {"run": fields.get("run") or "", "architecture": self.architecture}
         yield InfoMetricFamily(PREFIX, "What is trained", value=what)
+
+    @staticmethod
+    def _gpus() -> Iterator[Metric]:
+        found = gpus()
+        yield GaugeMetricFamily(f"{PREFIX}_gpus", "GPUs that this host measures", value=len(found))
+        busy = GaugeMetricFamily(
+            f"{PREFIX}_gpu_busy_ratio", "Share of the time a GPU is in use, 0 to 1", labels=["gpu"]
+        )
+        used = GaugeMetricFamily(f"{PREFIX}_gpu_memory_bytes", "Memory of a GPU that is in use", labels=["gpu"])
+        for number, share, memory in found:
+            busy.add_metric([number], share)
+            used.add_metric([number], memory)
+        yield from (busy, used)
 
 
 def serve(
