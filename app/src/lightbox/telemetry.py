@@ -32,7 +32,7 @@ GAUGES = {
 
 
 def gpus() -> list[tuple[str, float, float]]:
-    """Return number, share of the time in use (0 to 1) and bytes of memory in use of each GPU; none where there is none."""
+    """Return number, share of the time in use (0 to 1) and bytes of memory in use of each GPU that there is."""
     asked = ["nvidia-smi", "--query-gpu=index,utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(asked, capture_output=True, text=True, timeout=GPU_SECONDS, check=True).stdout
