@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from lightbox.bundle import Bundle
 from lightbox.data import Manifest, pictures
 from lightbox.images import open_image
 from lightbox.serving import Engine
+from lightbox.telemetry import gpus, read_gpus
 
 SMALL = ["--synthetic-images", "160", "--image-size", "48", "--width", "8", "--batch-size", "16", "--epochs", "4"]
 
@@ -360,8 +362,16 @@ def test_a_training_is_scraped_while_it_runs(tmp_path, cache):
     assert all(0 <= told[name] <= 1 for name in ("accuracy", "validation_accuracy", "validation_auroc"))
     assert (told["statepreparing"], told["statetraining"], told["statefailed"]) == (0, 1, 0)
     assert told[f"infocompact{run}"] == 1
+    assert told["gpus"] == len([name for name in told if name.startswith("gpu_busy_ratio")])
+    assert time.time() - 120 < told["progress_timestamp_seconds"] <= time.time()
     assert told["process_resident_memory_bytes"] > 1e6
     assert scrape(port) == {}, "nobody answers when nothing trains"
+
+
+def test_gpus_are_read_and_those_that_measure_nothing_left_out():
+    assert read_gpus("0, 97, 10240\n1, [N/A], [N/A]\n2, 0, 0\n") == [("0", 0.97, 10240 * 2**20), ("2", 0.0, 0.0)]
+    assert read_gpus("No devices were found\n\n") == []
+    assert shutil.which("nvidia-smi") or gpus() == []
 
 
 def test_a_port_that_is_taken_stops_no_training(runs, cache, capsys):

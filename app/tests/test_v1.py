@@ -27,7 +27,7 @@ from serving_kit import PASSWORD, RedisServer, Start, free_port, logistic, noise
 from starlette.testclient import TestClient
 
 from lightbox.api.app import create_app
-from lightbox.api.service import Settings
+from lightbox.api.service import Settings, expected_shares, moment
 from lightbox.store import Case, CaseStore, Feedback
 
 NOW = datetime.now(timezone.utc)
@@ -592,6 +592,7 @@ def test_metrics_tell_scores_and_verdicts_of_each_version(api: TestClient) -> No
         f"lightbox_score_count{{{version}}}": 3,
         f'lightbox_score_bucket{{le="0.05",{version}}}': 1,
         f'lightbox_score_bucket{{le="0.95",{version}}}': 2,
+        f"lightbox_inference_seconds_count{{{version}}}": 4,
         'lightbox_errors_total{app="api",kind="type"}': 1,
     }
     before = {series: value(series) for series in grown}
@@ -602,6 +603,40 @@ def test_metrics_tell_scores_and_verdicts_of_each_version(api: TestClient) -> No
     before_it = value(unfamiliar)
     send(api, encoded(Image.new("RGB", (32, 32), (255, 0, 0))))
     assert value(unfamiliar) == before_it + 1
+    # What the model is, and what it said of the images it was tested on.
+    assert value("lightbox_model_created_timestamp_seconds") == datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp()
+    for label in ("Normal", "Pneumonia"):
+        assert value(f'lightbox_expected_share{{label="{label}",{version}}}') == 0.5
+
+
+def test_metrics_tell_whether_people_agree(api: TestClient) -> None:
+    def value(agrees: str) -> float:
+        series = f'lightbox_feedback_total{{agrees="{agrees}",model_version="20260101T000000Z-aaaaaaaa"}}'
+        found = re.search(rf"^{re.escape(series)} ([\d.e+]+)$", api.get("/metrics").text, re.MULTILINE)
+        assert found, "told before anybody says anything"
+        return float(found[1])
+
+    before = value("true"), value("false")
+    case = send(api, png(255)).json()["id"]
+    for label in ("Pneumonia", "Normal", "Normal"):
+        assert api.put(f"/v1/cases/{case}/feedback", json={"label": label}).status_code == 200
+    assert api.put("/v1/cases/none/feedback", json={"label": "Normal"}).status_code == 404
+    assert (value("true"), value("false")) == (before[0] + 1, before[1] + 2)
+
+
+@pytest.mark.parametrize(
+    ("contract", "shares"),
+    [
+        ({"metrics": {"test": {"confusion_matrix": [[6, 2], [1, 11]]}}}, {"a": 0.35, "b": 0.65}),
+        ({"metrics": {"test": {"confusion_matrix": [[0, 0], [0, 0]]}}}, {}),
+        ({"metrics": {"test": {"confusion_matrix": [[1]]}}}, {}),
+        ({"metrics": {"test": {"confusion_matrix": None}}}, {}),
+        ({}, {}),
+    ],
+)
+def test_a_contract_that_tells_no_shares_stops_nothing(contract: dict[str, Any], shares: dict[str, float]) -> None:
+    assert expected_shares(contract, ["a", "b"]) == pytest.approx(shares)
+    assert moment(None) is None and moment("yesterday") is None
 
 
 def test_the_examples_of_the_documentation_work(

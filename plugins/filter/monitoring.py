@@ -36,9 +36,47 @@ def targets_amiss(targets: list[dict[str, Any]], missed: list[dict[str, Any]]) -
     ]
 
 
+def _rules(data: dict[str, Any]) -> list[dict[str, Any]]:
+    return [rule for group in data["groups"] for rule in group["rules"]]
+
+
+def rules_amiss(data: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the rules that were evaluated without success, or not yet.
+
+    Args:
+        data: what Prometheus' API answers to `rules`.
+    """
+    return [
+        f"{rule['name']}: {rule.get('lastError') or 'not evaluated yet'}"
+        for rule in _rules(data)
+        if rule["health"] != "ok"
+    ]
+
+
+def alerts_firing(data: dict[str, Any], severity: str = "") -> list[str]:
+    """Return the alerts that fire, each with its severity and summary; only those of one severity where it is given.
+
+    Args:
+        data: what Prometheus' API answers to `rules`.
+        severity: the label `severity`; empty for any.
+    """
+    firing = [alert for rule in _rules(data) for alert in rule.get("alerts", []) if alert["state"] == "firing"]
+    return sorted(
+        f"{alert['labels']['alertname']} ({alert['labels'].get('severity', 'of no severity')}): "
+        f"{alert['annotations'].get('summary', '')}"
+        for alert in firing
+        if severity in ("", alert["labels"].get("severity"))
+    )
+
+
 class FilterModule:
     """The filters by the names that playbooks use."""
 
     def filters(self) -> dict[str, Any]:
         """Return the filters."""
-        return {"scrape_targets": scrape_targets, "targets_amiss": targets_amiss}
+        return {
+            "alerts_firing": alerts_firing,
+            "rules_amiss": rules_amiss,
+            "scrape_targets": scrape_targets,
+            "targets_amiss": targets_amiss,
+        }

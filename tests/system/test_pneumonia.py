@@ -22,7 +22,7 @@ from .conftest import ROOT, SECRETS, System, Visitors, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
-PASSWORDS = ("redis_api", "redis_trainer", "grafana_admin", "csrf")
+PASSWORDS = ("redis_api", "redis_trainer", "redis_exporter", "grafana_admin", "csrf")
 OUTPUTS: list[str] = []
 
 

@@ -150,6 +150,29 @@ def test_an_idle_training_host_is_no_fault_and_a_silent_training_is():
     assert monitoring.targets_amiss([target("ui", "unknown")], []) == ["http://ui"]
 
 
+def test_rules_that_fail_and_alerts_that_fire_are_named():
+    def alert(name: str, severity: str, state: str) -> dict[str, object]:
+        labels = {"alertname": name, "severity": severity}
+        return {"labels": labels, "annotations": {"summary": f"{name} says"}, "state": state}
+
+    told = {
+        "groups": [
+            {"rules": [
+                {"type": "recording", "name": "a:b", "health": "err", "lastError": "many-to-many"},
+                {"type": "recording", "name": "c:d", "health": "unknown"},
+                {"type": "alerting", "name": "Down", "health": "ok", "alerts": [alert("Down", "critical", "firing"),
+                                                                                alert("Down", "critical", "pending")]},
+            ]},
+            {"rules": [{"type": "alerting", "name": "Old", "health": "ok",
+                        "alerts": [alert("Old", "warning", "firing")]}]},
+        ]
+    }  # fmt: skip
+    assert monitoring.rules_amiss(told) == ["a:b: many-to-many", "c:d: not evaluated yet"]
+    assert monitoring.alerts_firing(told) == ["Down (critical): Down says", "Old (warning): Old says"]
+    assert monitoring.alerts_firing(told, "critical") == ["Down (critical): Down says"]
+    assert monitoring.rules_amiss({"groups": []}) == monitoring.alerts_firing({"groups": []}) == []
+
+
 def test_a_host_costs_its_price_for_as_long_as_it_is_up():
     def host(kind: str, launched: object) -> dict[str, object]:
         return {"tags": {"Name": "p-trainer"}, "instance_type": kind, "launch_time": launched}

@@ -385,6 +385,7 @@ class Progress:
             "run": None,
             "bundle": None,
             "report": None,
+            "updated": _now(),
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         self(now=True)
@@ -393,12 +394,12 @@ class Progress:
         """Change fields and write the file, unless that was done a moment ago and it is not asked for `now`."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in changes.items()}
         now = now or finite.get("state", self.fields["state"]) != self.fields["state"]
-        self.fields.update(finite)
+        self.fields.update(finite, updated=_now())
         if not now and time.monotonic() - self._last < self.every:
             return
         self._last = time.monotonic()
         part = self.file.with_name(self.file.name + ".part")
-        part.write_text(json.dumps({**self.fields, "updated": _now()}) + "\n")
+        part.write_text(json.dumps(self.fields) + "\n")
         part.replace(self.file)
 
     def report(self, message: str, done: int, total: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, start_http_server
@@ -10,6 +12,8 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 PREFIX = "lightbox_training"
+# Longer than this nobody waits for a GPU to tell how it is: Prometheus gives up after five.
+GPU_SECONDS = 3.0
 STATES = ("preparing", "training", "evaluating", "exporting", "done", "unchanged", "failed")
 # Name of the metric and what it is, by field of the progress.
 GAUGES = {
@@ -27,6 +31,31 @@ GAUGES = {
 }
 
 
+def gpus() -> list[tuple[str, float, float]]:
+    """Return number, share of the time in use (0 to 1) and bytes of memory in use of each GPU that there is."""
+    asked = ["nvidia-smi", "--query-gpu=index,utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=GPU_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return read_gpus(told)
+
+
+def read_gpus(told: str) -> list[tuple[str, float, float]]:
+    """Return what nvidia-smi told: a line for each GPU with its number, per cent in use and MiB in use.
+
+    What a GPU does not measure is said in words; such a GPU is left out.
+    """
+    found = []
+    for line in told.splitlines():
+        number, busy, used = ([part.strip() for part in line.split(",")] + ["", "", ""])[:3]
+        try:
+            found.append((number, float(busy) / 100, float(used) * 2**20))
+        except ValueError:
+            continue
+    return found
+
+
 class TrainingCollector(Collector):
     """Reads a training's progress whenever somebody asks; what is not known yet is left out."""
 
@@ -39,12 +68,30 @@ class TrainingCollector(Collector):
         for field, (name, meaning) in GAUGES.items():
             if fields.get(field) is not None:
                 yield GaugeMetricFamily(f"{PREFIX}_{name}", meaning, value=fields[field])
+        told = datetime.fromisoformat(fields["updated"].replace("Z", "+00:00")).timestamp()
+        yield GaugeMetricFamily(
+            f"{PREFIX}_progress_timestamp_seconds", "When the training last got on, in seconds since 1970", value=told
+        )
+        yield from self._gpus()
         state = GaugeMetricFamily(f"{PREFIX}_state", "1 for the state the training is in, else 0", labels=["state"])
         for one in STATES:
             state.add_metric([one], fields["state"] == one)
         yield state
-        told = {"run": fields.get("run") or "", "architecture": self.architecture}
-        yield InfoMetricFamily(PREFIX, "What is trained", value=told)
+        what = {"run": fields.get("run") or "", "architecture": self.architecture}
+        yield InfoMetricFamily(PREFIX, "What is trained", value=what)
+
+    @staticmethod
+    def _gpus() -> Iterator[Metric]:
+        found = gpus()
+        yield GaugeMetricFamily(f"{PREFIX}_gpus", "GPUs that this host measures", value=len(found))
+        busy = GaugeMetricFamily(
+            f"{PREFIX}_gpu_busy_ratio", "Share of the time a GPU is in use, 0 to 1", labels=["gpu"]
+        )
+        used = GaugeMetricFamily(f"{PREFIX}_gpu_memory_bytes", "Memory of a GPU that is in use", labels=["gpu"])
+        for number, share, memory in found:
+            busy.add_metric([number], share)
+            used.add_metric([number], memory)
+        yield from (busy, used)
 
 
 def serve(

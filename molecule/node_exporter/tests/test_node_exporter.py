@@ -36,6 +36,17 @@ def test_measures(host: Host) -> None:
     assert 'node_scrape_collector_success{collector="wifi"}' not in samples
 
 
+def test_tells_whether_the_host_must_be_restarted(host: Host) -> None:
+    assert host.service("lightbox-reboot-required.timer").is_enabled
+    end = time.monotonic() + 15
+    while host.run("test -e /var/lib/prometheus/node-exporter/reboot_required.prom").rc:
+        assert time.monotonic() < end, "the timer told nothing"
+        time.sleep(0.5)
+    for command, told in (("touch", "1"), ("rm -f", "0")):
+        host.check_output(f"{command} /run/reboot-required && systemctl start lightbox-reboot-required")
+        assert f"\nnode_reboot_required {told}\n" in host.check_output(f"curl --silent --fail {URL}")
+
+
 @pytest.mark.parametrize("place", ["/var/lib/prometheus/node-exporter", "/etc", "/home"])
 def test_can_write_nowhere(host: Host, place: str) -> None:
     main = host.check_output(f"systemctl show --property=MainPID --value {UNIT}")

@@ -13,6 +13,19 @@ import yaml
 from testinfra.host import Host
 
 URL = "http://127.0.0.1:9191/prometheus"
+# Takes what is posted to it, and appends it to a file.
+LISTENER = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        with open("/run/told", "ab") as told:
+            told.write(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+HTTPServer(("127.0.0.1", 9393), Handler).serve_forever()
+"""
 DEFAULTS = Path(__file__).parents[3] / "roles/prometheus/defaults/main.yml"
 
 
@@ -70,6 +83,18 @@ def test_measures_and_notices_new_answers(host: Host) -> None:
     eventually(lambda: [sample["value"][1] for sample in ask(host, "query?query=answers_total")["result"]] == ["42"])
     eventually(lambda: alerts(host) & {"app-1", "app-2"} == {"app-2"})
     assert "system: molecule" in ask(host, "status/config")["yaml"]
+
+
+def test_records_what_rules_say_and_tells_alertmanager(host: Host) -> None:
+    host.check_output("mkdir --parents /srv/app && echo 'answers_total 42' > /srv/app/metrics")
+    host.run("systemd-run --collect --unit=app python3 -m http.server --directory /srv/app --bind 127.0.0.1 9292")
+    eventually(lambda: [sample["value"][1] for sample in ask(host, "query?query=job:answers:sum")["result"]] == ["42"])
+    # One target never answers, so there is something to tell; whoever listens is sent it.
+    host.check_output(f"systemd-run --collect --unit=listener python3 -c {shlex.quote(LISTENER)}")
+    try:
+        eventually(lambda: host.run("grep --quiet TargetDown /run/told").rc == 0)
+    finally:
+        host.check_output("systemctl stop listener")
 
 
 def test_notices_new_targets_by_itself(host: Host) -> None:

@@ -43,11 +43,29 @@ SCORES = Histogram(
     ["model_version"],
     buckets=[step / 20 for step in range(1, 21)],
 )
-INFERENCE = Histogram("lightbox_inference_seconds", "Time to decode and score one image.", buckets=web.BUCKETS)
+INFERENCE = Histogram(
+    "lightbox_inference_seconds", "Time to decode and score one image.", ["model_version"], buckets=web.BUCKETS
+)
+FEEDBACK = Counter(
+    "lightbox_feedback_total",
+    "What people said of cases, by whether it is the label shown.",
+    ["agrees", "model_version"],
+)
 MODEL = Gauge(
     "lightbox_model_info",
     "The model that is loaded; always 1.",
     ["name", "version", "synthetic"],
+    multiprocess_mode="livemax",
+)
+# Not named by version: of two workers with two models, while one is released, the newer counts.
+MODEL_CREATED = Gauge(
+    "lightbox_model_created_timestamp_seconds", "When the loaded model was made, in seconds since 1970.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
+EXPECTED_SHARE = Gauge(
+    "lightbox_expected_share",
+    "Share of the verdicts that the model gave each label on its test images, from 0 to 1.",
+    ["label", "model_version"],
     multiprocess_mode="livemax",
 )
 STORE_UP = Gauge("lightbox_store_up", "Whether Redis answered last time: 1 or 0.", multiprocess_mode="livemostrecent")
@@ -125,6 +143,28 @@ def percent(share: float) -> str:
     return f"{share * 100:.2f}%"
 
 
+def moment(text: Any) -> float | None:
+    """Return a contract's time in seconds since 1970, or None where it is none."""
+    try:
+        return datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None
+
+
+def expected_shares(contract: Mapping[str, Any], labels: Sequence[str]) -> dict[str, float]:
+    """Return the share of its test images that a model gave each label; nothing where its contract does not tell.
+
+    Rows of the confusion matrix are what the images show, columns what they were called.
+    """
+    try:
+        rows = contract["metrics"]["test"]["confusion_matrix"]
+        called = [sum(float(row[column]) for row in rows) for column in range(len(labels))]
+    except (KeyError, TypeError, IndexError, ValueError):
+        return {}
+    total = sum(called)
+    return {label: count / total for label, count in zip(labels, called, strict=True)} if total else {}
+
+
 class Service:
     """One worker's model and store."""
 
@@ -180,6 +220,15 @@ class Service:
         for verdict in self.verdicts():
             VERDICTS.labels(verdict, engine.version).inc(0)
         UNFAMILIAR.labels(engine.version).inc(0)
+        for agrees in ("true", "false"):
+            FEEDBACK.labels(agrees, engine.version).inc(0)
+        INFERENCE.labels(engine.version)
+        SCORES.labels(engine.version)
+        created = moment(engine.contract.get("created"))
+        if created is not None:
+            MODEL_CREATED.set(created)
+        for label, share in expected_shares(engine.contract, engine.labels).items():
+            EXPECTED_SHARE.labels(label, engine.version).set(share)
 
     def examine(self, uploads: Sequence[Upload]) -> list[Examined | Exception]:
         """Score images together and make their cases, which are not stored yet.
@@ -202,7 +251,7 @@ class Service:
         seconds = (time.perf_counter() - begin) / len(uploads)
         found: list[Examined | Exception] = []
         for upload, one in zip(uploads, opened, strict=True):
-            INFERENCE.observe(seconds)
+            INFERENCE.labels(engine.version).observe(seconds)
             said = next(verdicts) if isinstance(one, tuple) else one
             if isinstance(one, tuple) and isinstance(said, Assessment):
                 found.append(self._case(upload, one[1], said, engine))
@@ -276,7 +325,11 @@ class Service:
             raise NoModelError
         if label not in self.engine.labels:
             raise LabelError(f"The label must be one of {', '.join(self.engine.labels)}")
-        return self.store.set_feedback(case_id, Feedback(label, datetime.now(timezone.utc)))
+        case = self.store.set_feedback(case_id, Feedback(label, datetime.now(timezone.utc)))
+        if case is not None:
+            # Of the model that was judged, which need not be the one that is loaded.
+            FEEDBACK.labels(str(label == case.label).lower(), case.model_version).inc()
+        return case
 
     def export(self, query: Query) -> Iterator[str]:
         """Return cases as CSV, some lines at a time; what may fail at once fails before this returns.
