@@ -12,16 +12,19 @@ BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 ANSIBLE := $(BIN)/ansible-playbook -i inventories/$(WHERE) -i inventories/$(SYSTEM)
 VARS := $(if $(DATA),-e data=$(abspath $(DATA)))
+# An extra variable for a word given to make; some shells set HOST by themselves.
+given = $(if $(filter command,$(origin $(1))),-e '{"$(2)": "$($(1))"}')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab train models approve rollback verify status logs destroy down test lint bench-serving bench-engines bench-soak picture locks clean
+.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test lint bench-serving bench-engines bench-soak bench-watching picture locks clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  WHERE=lab|aws ($(WHERE))   SYSTEM=pneumonia ($(SYSTEM))   DATA=directory, archive or synthetic   OUT=FILE (verify, bench-…)   T=subset (test)   VERSION=… (approve, rollback)"
+	@echo "  HOST=pneumonia-api   SERVICE=lightbox-api   ID=request id   SINCE=-2d   FOLLOW=1   (logs)"
 
 up: $(if $(filter lab,$(WHERE)),lab,$(VENV)/ready) ## Bring SYSTEM up: network, hosts, model, proof; prints its URL
 	$(ANSIBLE) site.yml $(VARS)
@@ -47,7 +50,10 @@ verify: $(VENV)/ready ## Examine the running system; OUT=FILE writes the finding
 status: $(VENV)/ready ## Show the lab's hosts, addresses and rules
 	$(SUDO) $(BIN)/python -m lab status
 
-logs: $(VENV)/ready ## Follow the lab's own log
+logs: $(VENV)/ready ## Show and search the logs of all hosts: HOST= SERVICE= ID= SINCE=-2d, FOLLOW=1 goes on
+	@$(ANSIBLE) playbooks/logs.yml $(call given,HOST,host) $(call given,SERVICE,service) $(call given,ID,id) $(call given,SINCE,since) $(if $(FOLLOW),-e follow=true)
+
+lab-logs: $(VENV)/ready ## Follow the lab's own log
 	$(SUDO) $(BIN)/python -m lab logs --follow
 
 destroy: $(VENV)/ready ## Remove everything that `make up` made for SYSTEM (asks first on AWS)
@@ -70,6 +76,9 @@ bench-engines: .venv-bench/ready ## Measure inference engines beside Keras; OUT=
 
 bench-soak: $(VENV)/ready ## Load the running system for ten minutes, kill its workers, release in the middle; OUT=FILE
 	$(BIN)/python benchmarks/soak.py $(if $(OUT),--out $(abspath $(OUT)))
+
+bench-watching: $(VENV)/ready ## Measure what exporters and log shippers cost on every host of the running system; OUT=FILE
+	$(BIN)/python benchmarks/watching.py $(if $(OUT),--out $(abspath $(OUT)))
 
 picture: $(VENV)/ready ## Draw the README's picture of the network from the inventory
 	$(BIN)/python docs/draw_network.py inventories/pneumonia docs/network.svg

@@ -103,7 +103,7 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
     height_inside = tallest * (HOST_HEIGHT + HOST_GAP) + 40
     left = MARGIN + WIDTH_OUTSIDE + GAP
     width = left + len(columns) * (WIDTH_SUBNET + GAP) - GAP + 2 * MARGIN + 40
-    everywhere = [flow for flow in flows if flow["to"] == "all"]
+    everywhere = [flow for flow in flows if "all" in (flow["from"], flow["to"])]
     height = TOP + height_inside + 90 + 20 * len(everywhere)
 
     vpc = (left - MARGIN, TOP - 46, width - left - MARGIN + 10, height_inside + 70)
@@ -138,7 +138,7 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
         ]
     lanes: dict[tuple[str, str], int] = {}
     for flow in flows:
-        if flow["to"] == "all":
+        if flow in everywhere:
             continue
         if flow["from"] == flow["to"]:
             parts.append(loop(boxes[flow["to"]], ", ".join(map(str, flow["ports"]))))
@@ -149,9 +149,8 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
     for row, flow in enumerate(everywhere):
         ports = ", ".join(map(str, flow["ports"]))
         y = TOP + height_inside + 50 + row * 20
-        parts.append(
-            text(left, y, f"{flow['from']} reaches every host on {ports}: {flow.get('why', '')}", "small", "start")
-        )
+        source, target = ("every host" if flow[end] == "all" else flow[end] for end in ("from", "to"))
+        parts.append(text(left, y, f"{source} reaches {target} on {ports}: {flow.get('why', '')}", "small", "start"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}">'

@@ -803,12 +803,14 @@ def test_who_wants_no_motion_gets_none(page: Page) -> None:
 def test_a_proxys_own_error_page_is_an_error(page: Page, status: int, words: str) -> None:
     def proxy(route: Route) -> None:
         body = '<html><h1 data-verdict="Normal">Normal</h1></html>'
-        route.fulfill(status=status, content_type="text/html", body=body)
+        headers = {"Content-Type": "text/html", "X-Request-ID": "0123abcd"}
+        route.fulfill(status=status, headers=headers, body=body)
 
     page.route("**/upload_predict", proxy)
     page.goto("/predict")
     analyze(page, png(10))
     expect(page.locator("#result [data-error]")).to_contain_text(words)
+    expect(page.locator("#result [data-error] .reference")).to_have_text("Reference: 0123abcd")
     expect(page.locator("[data-verdict]")).to_have_count(0)
 
 

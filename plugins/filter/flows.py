@@ -1,7 +1,7 @@
 """Filters that turn the list of flows into security group rules and into a reachability matrix.
 
-A flow is a mapping ``{from, to, ports}``. ``from`` is a role, ``internet`` or ``admins``; ``to`` is a role or
-``all``. Everything that is not a flow is closed.
+A flow is a mapping ``{from, to, ports}``. ``from`` is a role, ``all``, ``internet`` or ``admins``; ``to`` is a role or
+``all``, and not both are ``all``. Everything that is not a flow is closed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ def _targets(flow: dict[str, Any], roles: list[str]) -> list[str]:
     return [flow["to"]]
 
 
+def _sources(flow: dict[str, Any], role: str, roles: list[str]) -> list[str]:
+    """Return whom a flow lets in to a role; ``all`` leaves out that role itself."""
+    return [other for other in roles if other != role] if flow["from"] == "all" else [flow["from"]]
+
+
 def check_flows(flows: list[dict[str, Any]], roles: list[str]) -> list[str]:
     """Return what is wrong with the flows, in words; an empty list when nothing is."""
     faults = []
     for flow in flows:
-        if flow["from"] not in (*roles, *OUTSIDE):
-            faults.append(f"flow {flow}: 'from' is neither a role of `instances` nor one of {', '.join(OUTSIDE)}")
+        if flow["from"] not in (*roles, "all", *OUTSIDE):
+            faults.append(f"flow {flow}: 'from' is neither a role of `instances` nor one of all, {', '.join(OUTSIDE)}")
+        if flow["from"] == flow["to"] == "all":
+            faults.append(f"flow {flow}: 'from' and 'to' cannot both be 'all'")
         if flow["to"] not in (*roles, "all"):
             faults.append(f"flow {flow}: 'to' is neither a role of `instances` nor 'all'")
         if not flow["ports"] or not all(isinstance(port, int) and 0 < port < 65536 for port in flow["ports"]):
@@ -60,7 +67,8 @@ def flow_rules(
                 continue
             rule["cidr_ip"] = list(admin_cidrs)
         else:
-            rule["group_id"] = group_ids[flow["from"]]
+            rules += [{**rule, "group_id": group_ids[source]} for source in _sources(flow, role, roles)]
+            continue
         rules.append(rule)
     return rules
 
@@ -119,8 +127,8 @@ def flow_matrix(
     allowed = {
         (target, port)
         for flow in flows
-        if flow["from"] in (source, "internet")
         for target in _targets(flow, roles)
+        if flow["from"] in (source, "internet") or (flow["from"] == "all" and source not in (*OUTSIDE, target))
         for port in flow["ports"]
     }
     return [

@@ -93,11 +93,11 @@ def test_the_outside_reaches_the_proxy_only():
 flows_of_anyone = st.lists(
     st.fixed_dictionaries(
         {
-            "from": st.sampled_from([*ROLES, "internet", "admins"]),
+            "from": st.sampled_from([*ROLES, "all", "internet", "admins"]),
             "to": st.sampled_from([*ROLES, "all"]),
             "ports": st.lists(st.integers(1, 65535), min_size=1, max_size=3),
         }
-    ),
+    ).filter(lambda flow: not flow["from"] == flow["to"] == "all"),
     max_size=6,
 )
 
@@ -143,3 +143,15 @@ def test_a_group_that_admits_the_flows_is_known_by_its_permissions(role):
     assert not admits(permissions(rules) + wide, rules)
     sixth = [{"ip_protocol": "tcp", "from_port": 22, "to_port": 22, "ipv6_ranges": [{"cidr_ipv6": "::/0"}]}]
     assert not admits(permissions(rules) + sixth, rules)
+
+
+def test_everybody_reaches_what_a_flow_from_all_leads_to():
+    flows = [{"from": "all", "to": "monitor", "ports": [19532], "why": "journals"}]
+    rules = flow_rules(flows, "monitor", ROLES, [], GROUPS)
+    assert [rule["group_id"] for rule in rules] == ["sg-proxy", "sg-ui", "sg-api"]
+    assert {rule["rule_desc"] for rule in rules} == {"journals"}
+    assert flow_rules(flows, "api", ROLES, [], GROUPS) == []
+    for source, is_open in (("api", True), ("proxy", True), ("monitor", False), ("admins", False), ("internet", False)):
+        found = flow_matrix(flows, source, HOSTS, [19532])
+        assert {item["name"] for item in found if item["open"]} == ({"p-monitor"} if is_open else set())
+    assert "both" in check_flows([{"from": "all", "to": "all", "ports": [1]}], ROLES)[0]

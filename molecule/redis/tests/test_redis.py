@@ -20,7 +20,7 @@ def eventually_up(host: Host, seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while "NOAUTH" not in host.run("redis-cli ping").stdout:
         if time.monotonic() > end:
-            pytest.fail(host.check_output("systemctl status redis-server; tail -n 40 /var/log/redis/redis-server.log"))
+            pytest.fail(host.check_output("systemctl status redis-server; journalctl -u redis-server -n 40"))
         time.sleep(0.3)
 
 

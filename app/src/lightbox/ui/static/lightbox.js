@@ -15,13 +15,15 @@
   const byId = (id) => document.getElementById(id);
 
   // The red card for everything that did not come from the application itself.
-  function localError(status, name) {
+  function localError(status, name, reference) {
     const card = byId("local-error").content.cloneNode(true);
     card.querySelector("h2").textContent = name ? "No prediction" : "Error";
     card.querySelector(".name").textContent = name || "";
     card.querySelector(".name").hidden = !name;
     card.querySelector(".words").textContent =
       explain[status] || "The server could not answer. Try again in a moment.";
+    card.querySelector(".reference").hidden = !reference;
+    card.querySelector(".reference code").textContent = reference || "";
     return card;
   }
 
@@ -34,7 +36,7 @@
     try {
       const response = await fetch(url, { ...options, headers: { "X-Partial": "1" }, cache: "no-store" });
       const text = await response.text();
-      if (!response.headers.has("X-Lightbox-Part")) return localError(response.status);
+      if (!response.headers.has("X-Lightbox-Part")) return localError(response.status, "", response.headers.get("X-Request-ID"));
       return document.createRange().createContextualFragment(text);
     } catch (error) {
       if (error.name === "AbortError") throw error;
@@ -130,7 +132,7 @@
         if (request.getResponseHeader("X-Lightbox-Part")) {
           finish(document.createRange().createContextualFragment(request.responseText), again);
         } else {
-          finish(localError(request.status, file.name), again);
+          finish(localError(request.status, file.name, request.getResponseHeader("X-Request-ID")), again);
         }
       });
       request.addEventListener("error", () => finish(localError(0, file.name), true));
