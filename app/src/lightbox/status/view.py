@@ -197,7 +197,7 @@ def things(answers: Answers, now: datetime) -> list[Thing]:
     silent: dict[str, list[str]] = {}
     for sample in answers.down:
         instance, job = sample.labels.get("instance", ""), sample.labels.get("job", "")
-        if (instance, job) not in told:
+        if not told & {(instance, job), (instance, None)}:
             silent.setdefault(instance, []).append(job)
     found += [
         Thing(
