@@ -1,17 +1,17 @@
-"""What the tests of the status page share: a real Prometheus, with what it scrapes or with a past that was written for it."""
+"""What the tests of the status page share: a real Prometheus, with what it scrapes or with a written past."""
 
 from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from serving_kit import free_port, wait_for
 
 from lightbox import web
@@ -35,9 +35,7 @@ class PrometheusServer:
     format, which becomes its data.
     """
 
-    def __init__(
-        self, directory: Path, jobs: Mapping[str, Any] | None = None, rules: str = "", past: str = ""
-    ) -> None:
+    def __init__(self, directory: Path, jobs: Mapping[str, Any] | None = None, rules: str = "", past: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.port = directory, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -97,7 +95,7 @@ def past(now: float, hours: float = 24.5, down: tuple[str, ...] = (), step: int 
     """Return a day of a system in the OpenMetrics format: quiet nights, a training of 40 minutes three hours ago, and
     some failures an hour and a half ago. Hosts in ``down`` stopped ten minutes ago.
     """
-    chance = random.Random(7)
+    chance = np.random.default_rng(7)
     end = now // step * step
     begin = end - hours * 3600 // step * step
     lines: list[str] = []
@@ -174,7 +172,3 @@ def past(now: float, hours: float = 24.5, down: tuple[str, ...] = (), step: int 
         put(f"node_systemd_unit_state{active}", time, float(0 <= done < 1))
     # promtool wants what belongs together side by side.
     return "\n".join(sorted(lines, key=lambda line: line.partition(" ")[0])) + "\n# EOF\n"
-
-
-def series_of(answer: Any) -> Iterator[Mapping[str, str]]:
-    yield from (one["metric"] for one in answer["data"]["result"])
