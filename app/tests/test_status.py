@@ -420,6 +420,9 @@ def test_every_metric_that_is_asked_for_is_measured(watched: Watched) -> None:
     # The page's own are among them.
     found = answers(watched.prometheus, 'lightbox_http_requests_total{app="status",route="/status",status="200"}')
     assert found and found[0]["metric"]["job"] == "status"
+    # They are no visits.
+    shown = answers(watched.prometheus, SERVICE[0].lines[0].query.replace("$window", "2m"))
+    assert {one["metric"]["app"] for one in shown} == {"api", "ui"}
 
 
 def test_every_fact_is_known(watched: Watched) -> None:

@@ -69,8 +69,8 @@ class Panel:
     worst: Literal["highest", "lowest"] = "highest"
 
 
-# What machines ask to see whether somebody is there is no visit.
-VISITS = 'route!~"/health|/ready|/metrics|/v1/health/.*"'
+# What machines ask to see whether somebody is there is no visit, nor is a look at this page.
+VISITS = 'app!="status",route!~"/health|/ready|/metrics|/v1/health/.*"'
 ANSWERED = f"sum by (app) (rate(lightbox_http_requests_total{{{VISITS}}}[$window]))"
 FAILED = f'sum by (app) (rate(lightbox_http_requests_total{{status=~"5..",{VISITS}}}[$window]))'
 # Where nothing was asked there is no share.
@@ -201,6 +201,9 @@ FACTS = {
     "epoch": "max by (instance) (lightbox_training_epoch)",
     "epochs": "max by (instance) (lightbox_training_epochs)",
     "left": "max by (instance) (lightbox_training_eta_seconds)",
-    # When a training was seen last, in seconds since 1970: a training takes longer than a step.
-    "trained": "max by (run, architecture, instance) (max_over_time(timestamp(lightbox_training_info)[7d:30s]))",
+    # When a training was seen last, in seconds since 1970; one that began a moment ago lies between two steps.
+    "trained": (
+        "max by (run, architecture, instance) (max_over_time(timestamp(lightbox_training_info)[7d:30s]))"
+        " or max by (run, architecture, instance) (timestamp(lightbox_training_info))"
+    ),
 }  # fmt: skip
