@@ -8,9 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -20,32 +18,22 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from browser_kit import DESK, PHONE, accessible, fits, launched, shot
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect
 from serving_kit import PASSWORD, Gunicorn, RedisServer, png, wait_for, write_bundle
 
 from lightbox import synthetic
 from lightbox.store import Case, CaseStore, Feedback, identity
 
-# A browser that talks to nobody but the page.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 SYNTHETIC = "This model was trained on synthetic images: not for clinical use"
 VERSION = "20260101T000000Z-aaaaaaaa"
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-SCREENSHOTS = os.environ.get("LIGHTBOX_SCREENSHOTS")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
-        raise RuntimeError("these tests need a browser: install Debian's package chromium, or name one in CHROMIUM")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield launched
-        launched.close()
+    with launched() as one:
+        yield one
 
 
 class Site:
@@ -149,24 +137,6 @@ def colourful() -> bytes:
     return stream.getvalue()
 
 
-def shot(page: Page, name: str) -> None:
-    """Keep a picture of the page, if anybody wants it."""
-    if SCREENSHOTS:
-        Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=True)
-
-
-def accessible(page: Page) -> None:
-    """Fail on what axe-core calls serious or critical."""
-    found = Axe().run(page).response["violations"]
-    grave = [
-        f"{item['id']}: {item['help']} {[node['html'][:160] for node in item['nodes']][:3]}"
-        for item in found
-        if item["impact"] in ("serious", "critical")
-    ]
-    assert grave == [], page.url
-
-
 def rows(page: Page) -> Locator:
     return page.locator("table.cases tbody tr")
 
@@ -191,11 +161,6 @@ def dropped(page: Page, kind: str, files: dict[str, bytes], target: str) -> None
 def analyze(page: Page, content: bytes, name: str = "xray.png") -> None:
     page.set_input_files("#file", files=[payload(content, name)])
     page.get_by_role("button", name="Analyze Image").click()
-
-
-def fits(page: Page) -> bool:
-    """Return whether nothing sticks out to the right."""
-    return bool(page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
 
 
 def test_an_upload_shows_a_verdict_and_is_found_again(page: Page) -> None:

@@ -22,7 +22,7 @@ from .conftest import ROOT, SECRETS, System, Visitors, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
-PASSWORDS = ("redis_api", "redis_trainer", "redis_exporter", "grafana_admin", "csrf")
+PASSWORDS = ("redis_api", "redis_trainer", "redis_exporter", "grafana_admin", "csrf", "status")
 OUTPUTS: list[str] = []
 
 
@@ -164,14 +164,16 @@ KILLED = {
     "proxy": ("nginx", "prometheus-node-exporter"),
     "ui": ("gunicorn",),
     "api": ("gunicorn", "redis-server"),
-    "monitor": ("prometheus",),
+    "monitor": ("prometheus", "gunicorn"),
 }
+# Applications that are not called as their host's role.
+APPS = {"monitor": "status"}
 
 
 def test_a_killed_service_is_back_within_ten_seconds(system: System) -> None:
     for role, programs in KILLED.items():
         for program in programs:
-            unit = {"gunicorn": f"lightbox-{role}"}.get(program, program)
+            unit = {"gunicorn": f"lightbox-{APPS.get(role, role)}"}.get(program, program)
             before = system.on(role, f"systemctl show -P MainPID {unit}")
             system.on(role, f"kill -9 {before}")
 

@@ -19,7 +19,6 @@ error page is never taken for one. Every form carries a token, see :mod:`lightbo
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -34,11 +33,11 @@ import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from fastapi.templating import Jinja2Templates
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from lightbox import web
+from lightbox.pages import page_headers, templates, version_of
 from lightbox.ui import csrf
 from lightbox.ui.answers import Case, Model, Prediction, Scale, moment, scale, tone
 from lightbox.ui.card import read_card
@@ -46,18 +45,7 @@ from lightbox.ui.client import ApiClient, ApiError
 from lightbox.ui.query import COLUMNS, Query
 
 HERE = Path(__file__).parent
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    # Pages hold patients' images.
-    "Cache-Control": "no-store",
-}
-
+HEADERS = page_headers("script-src 'self'", "img-src 'self' data:", "connect-src 'self'", "form-action 'self'")
 
 CASE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 # The words that a page may be left with, by the value of a cookie that lasts until the next page.
@@ -105,14 +93,6 @@ def page_numbers(current: int, last: int) -> list[int | None]:
             shown.append(None)
         shown.append(number)
     return shown
-
-
-def asset_version() -> str:
-    """Return a digest of the static files: their addresses change when they do."""
-    digest = hashlib.sha256()
-    for path in sorted((HERE / "static").iterdir()):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 async def form_of(request: Request, pages: Pages) -> FormData:
@@ -167,12 +147,12 @@ class Pages:
 
     def __init__(self, settings: Settings, api: ApiClient) -> None:
         self.settings, self.api, self.guard = settings, api, csrf.Guard(settings.csrf_secret)
-        self._templates = Jinja2Templates(HERE / "templates")
-        self._templates.env.filters["moment"] = moment
-        self._templates.env.globals.update(
+        self._templates = templates(
+            HERE / "templates",
+            filters={"moment": moment},
             title=settings.title,
             subject=settings.subject,
-            assets=asset_version(),
+            assets=version_of([HERE / "static"]),
             max_bytes=settings.max_upload_bytes,
             page_numbers=page_numbers,
             tone=tone,

@@ -69,7 +69,8 @@ def _ticks(start: float) -> list[Tick]:
     return [Tick(*place(value, value, start), f"{value:.2f}".rstrip("0").rstrip(".")) for value in values]
 
 
-def _line(points: Sequence[Point]) -> str:
+def line(points: Sequence[Point]) -> str:
+    """Return the path through points."""
     return "M" + "L".join(f"{x:g},{y:g}" for x, y in points)
 
 
@@ -100,7 +101,7 @@ def roc(curve: Any, area: Any) -> Curve | None:
     for rate in (0.05, 0.1):
         best = max((y for x, y in points if x <= rate), default=0.0)
         words += f" At {rate:.0%} false alarms the sensitivity is {best:.0%}."
-    return Curve(_line(drawn), _line([*drawn, place(1, 0), place(0, 0)]) + "Z", (), _ticks(0), words)
+    return Curve(line(drawn), line([*drawn, place(1, 0), place(0, 0)]) + "Z", (), _ticks(0), words)
 
 
 def reliability(bins: Any) -> Curve | None:
@@ -127,7 +128,7 @@ def reliability(bins: Any) -> Curve | None:
     words = "Reliability: how often verdicts were right, over how confident they were. " + " ".join(
         f"At {x:.0%} confidence {y:.0%} of {images:.0f} images." for x, y, images in rows
     )
-    return Curve(_line([place(x, y, start) for x, y, _ in rows]), "", dots, _ticks(start), words)
+    return Curve(line([place(x, y, start) for x, y, _ in rows]), "", dots, _ticks(start), words)
 
 
 def confusion(matrix: Any, labels: Sequence[str]) -> Matrix | None:

@@ -1,0 +1,1 @@
+"""The status page: how the system is, drawn from what Prometheus measured."""
