@@ -3,6 +3,7 @@
 A run is named by the digest of its data, its hyper-parameters and the code that trains. A finished run is not repeated,
 a broken one goes on after its last epoch. What comes out is a bundle, in ``RUNS/<run>/bundle``, that appears whole or
 not at all; ``--out-link`` points at it, ``--progress`` tells how far things are, ``--metrics-port`` tells Prometheus.
+``TF_CONFIG`` in the environment names hosts that train one model together, see `lightbox.workers`.
 """
 
 from __future__ import annotations
@@ -336,7 +337,13 @@ def resolve(given: Mapping[str, Any]) -> tuple[Job, Settings]:
 
 def parse(arguments: list[str] | None) -> tuple[Job, Settings]:
     """Read the command line, and the file of settings that it may name; the command line wins."""
-    parser = argparse.ArgumentParser(prog="lightbox.cnn", description="Train a classifier and make a bundle of it.")
+    parser = argparse.ArgumentParser(
+        prog="lightbox.cnn",
+        description="Train a classifier and make a bundle of it.",
+        epilog="All GPUs are used. Several hosts train one model together where the environment variable TF_CONFIG names "
+        'them on each, such as {"cluster": {"worker": ["10.0.3.4:2222", "10.0.3.5:2222"]}, "task": {"type": "worker", "index": 0}}; '
+        "the first makes the bundle. The status is 3 when one of them is lost: started again, they go on.",
+    )
     parser.add_argument("--config", metavar="FILE.json", help="settings as JSON, with the same names")
     for name, field in FIELDS.items():
         others = {key: one.defaults for key, one in ARCHITECTURES.items()}
