@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -141,6 +142,18 @@ def test_hosts_with_other_settings_or_without_data_do_not_begin(hosts: Hosts, tm
         assert "not to train the same" in hosts.progress(index)["message"]
 
 
+def test_a_host_that_waits_for_the_others_can_be_stopped(hosts: Hosts):
+    hosts.start(*CHESTS)
+    hosts.processes[1].kill()
+    while not hosts.place.joinpath("first/progress.json").exists() or "waiting" not in hosts.progress(0)["message"]:
+        assert hosts.processes[0].poll() is None, hosts.log(0)
+        time.sleep(0.1)
+    time.sleep(6)  # by then it is within TensorFlow
+    hosts.processes[0].terminate()
+    assert hosts.processes[0].wait(20) == 128 + signal.SIGTERM
+    assert "started again, it goes on" in hosts.progress(0)["message"]
+
+
 # --- all GPUs of a host, here two parts of its processor
 
 REPLICAS = """
@@ -237,7 +250,7 @@ def test_a_host_that_does_not_come_is_named(monkeypatch, tmp_path):
         here, there = (f"127.0.0.1:{taken.getsockname()[1]}" for taken in (one, other))
     config = {"cluster": {"worker": [here, there]}, "task": {"type": "worker", "index": 0}}
     program = "import os; from lightbox import workers as w; w.PATIENCE = 1\ntry: w.join(os.environ)\n"
-    program += "except w.WorkersError as error: print(error); w.leave(1)"
+    program += "except w.WorkersError as error: print(error); w.leave(lambda: 1)"
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "TF_CONFIG": json.dumps(config)},
         capture_output=True, text=True, timeout=120, check=False,

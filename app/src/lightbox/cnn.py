@@ -340,9 +340,10 @@ def parse(arguments: list[str] | None) -> tuple[Job, Settings]:
     parser = argparse.ArgumentParser(
         prog="lightbox.cnn",
         description="Train a classifier and make a bundle of it.",
-        epilog="All GPUs are used. Several hosts train one model together where the environment variable TF_CONFIG names "
-        'them on each, such as {"cluster": {"worker": ["10.0.3.4:2222", "10.0.3.5:2222"]}, "task": {"type": "worker", "index": 0}}; '
-        "the first makes the bundle. The status is 3 when one of them is lost: started again, they go on.",
+        epilog="All GPUs are used. Several hosts train one model together where TF_CONFIG names them on each, "
+        'such as {"cluster": {"worker": ["10.0.3.4:2222", "10.0.3.5:2222"]}, '
+        '"task": {"type": "worker", "index": 0}}; the first makes the bundle. The status is 3 when one of them is '
+        "lost: started again, they go on.",
     )
     parser.add_argument("--config", metavar="FILE.json", help="settings as JSON, with the same names")
     for name, field in FIELDS.items():
@@ -979,10 +980,12 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle | None:
     directory.mkdir(parents=True, exist_ok=True)
     progress(run=run, message="")
     team, machine = _meet(run, "", settings, progress) if several else (Team(None), "")
-    with _alone(directory), team.watch():
+    with _alone(directory):
         manifest.save(directory / "manifest.json")
         found = _finished(directory / "bundle") if team.chief else None
-        if team.agreed(found is not None):
+        with team.watch():
+            done = team.agreed(found is not None)
+        if done:
             return _unchanged(found, team, job, run, progress)
         say(
             f"run {run}: {settings.architecture} on {job.data} ({'synthetic' if manifest.synthetic else 'real'} images)"
@@ -1028,7 +1031,10 @@ def _run(
 ) -> Bundle | None:
     """Train and, on the chief, make the bundle."""
     sides = sides_of(manifest, pixels, settings.feedback_weight)
-    best, state = training.fit(directory, sides, ARCHITECTURES[settings.architecture], settings, team, progress, say)
+    with team.watch():
+        best, state = training.fit(
+            directory, sides, ARCHITECTURES[settings.architecture], settings, team, progress, say
+        )
     found = None
     if team.chief:
         try:
@@ -1142,4 +1148,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    workers.leave(main())
+    workers.leave(main)

@@ -319,7 +319,8 @@ def _outputs(
         # Every batch has the same shape, so that the graph is built once.
         padded = np.resize(own, -(-own.size // PREDICT_BATCH) * PREDICT_BATCH)
         for number, x in enumerate(batches(sides, padded, architecture)):
-            report(min(number * PREDICT_BATCH, own.size), own.size)
+            if number:
+                report(number * PREDICT_BATCH, own.size)
             yield x
         report(own.size, own.size)
 

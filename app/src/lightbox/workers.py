@@ -43,7 +43,7 @@ class WorkersError(Exception):
 
 
 class LostError(Exception):
-    """Another host is gone, or never came; what was trained so far is kept."""
+    """Another host is gone; what was trained so far is kept."""
 
 
 def cluster(environment: Mapping[str, str]) -> tuple[tuple[str, ...], int]:
@@ -116,8 +116,12 @@ def _listens(address: str) -> bool:
         return False
 
 
-def leave(status: int) -> None:
-    """End the process with a status, at once where hosts train together: TensorFlow may still wait for one of them."""
+def leave(main: Callable[[], int]) -> None:
+    """Run a program and end with its status, at once where hosts train together: TensorFlow may still wait for one."""
+    try:
+        status: Any = main()
+    except SystemExit as stop:
+        status = stop.code
     if os.environ.get(VARIABLE):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -225,8 +229,8 @@ class Team:
 
         return self.strategy.experimental_distribute_values_from_function(piece)
 
-    def total(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return the sum of the hosts' arrays, on every host; all must have one shape and type."""
+    def total(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the sum of the hosts' arrays, on every host; all must have one shape."""
         import tensorflow as tf
 
         if self.hosts == 1:
@@ -244,13 +248,14 @@ class Team:
         if self.hosts == 1:
             return [value]
         content = json.dumps(value).encode()
-        sizes = np.zeros(self.hosts, np.int32)
+        # As numbers that every device can add, and that stay exact.
+        sizes = np.zeros(self.hosts, np.float32)
         sizes[self.index] = len(content)
         sizes = self.total(sizes)
-        said = np.zeros((self.hosts, int(sizes.max())), np.int32)
+        said = np.zeros((self.hosts, int(sizes.max())), np.float32)
         said[self.index, : len(content)] = np.frombuffer(content, np.uint8)
         said = self.total(said)
-        return [json.loads(bytes(row[:size].astype(np.uint8))) for row, size in zip(said, sizes, strict=True)]
+        return [json.loads(bytes(row[: int(size)].astype(np.uint8))) for row, size in zip(said, sizes, strict=True)]
 
     def agreed(self, value: Any) -> Any:
         """Return what the chief says, on every host."""
@@ -266,14 +271,14 @@ class Team:
         size = int(self.agreed(source.stat().st_size if source else None))
         with (source or target).open("rb" if source else "wb") as stream:
             for begin in range(0, size, PIECE):
-                words = np.zeros(-(-min(PIECE, size - begin) // 4), np.int32)
+                words = np.zeros(-(-min(PIECE, size - begin) // 2), np.float32)
                 if source:
-                    content = stream.read(PIECE)
-                    words = np.frombuffer(content.ljust(4 * len(words), b"\0"), np.int32)
-                # A sum with zeros; of whole numbers it is exact.
+                    content = stream.read(PIECE).ljust(2 * len(words), b"\0")
+                    words = np.frombuffer(content, np.uint16).astype(np.float32)
+                # A sum with zeros: two bytes at a time it is exact.
                 words = self.total(words)
                 if not source:
-                    stream.write(words.tobytes()[: size - begin])
+                    stream.write(words.astype(np.uint16).tobytes()[: size - begin])
 
     def end(self, problem: str = "") -> str:
         """End together: nobody leaves before the chief is done, so that all begin again if it is lost on the way.
