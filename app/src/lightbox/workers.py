@@ -16,11 +16,11 @@ import contextlib
 import json
 import math
 import os
+import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ VARIABLE = "TF_CONFIG"
 LOST = 3
 # Seconds for which a host waits for the others at the beginning: they may still fetch and decode the data.
 PATIENCE = 1800
+# Seconds that TensorFlow may take to bring together hosts that are all there.
+JOINING = 180
+# What hosts say to one another when they meet.
+GREETING = b"lightbox\n"
 # Bytes of a file that are handed over at once.
 PIECE = 1 << 24
 
@@ -83,37 +87,66 @@ def join(environment: Mapping[str, str]) -> Team | None:
     # NCCL would open ports of its own choosing between the hosts; this way all goes through the one of TF_CONFIG.
     ring = tf.distribute.experimental.CommunicationImplementation.RING
     options = tf.distribute.experimental.CommunicationOptions(implementation=ring)
-    came: list[Any] = []
-
-    def wait() -> None:
-        try:
-            came.append(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options))
-        # Whatever it was, it is raised where it can be dealt with.
-        except BaseException as error:
-            came.append(error)
-
-    # In a thread of its own: inside TensorFlow the wait has no end and hears no signal.
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    until = time.monotonic() + PATIENCE
-    while waiting.is_alive():
-        waiting.join(0.5)
-        if waiting.is_alive() and time.monotonic() > until:
-            missing = ", ".join(address for address in addresses if not _listens(address)) or "one of the hosts"
-            raise WorkersError(f"{missing} did not come within {PATIENCE} seconds: start the training there too")
+    meet(addresses, index)
+    # All are there, so this is short. Inside TensorFlow the wait has no end and hears no signal but one that kills.
+    signal.alarm(JOINING)
     with lost_means_lost():
-        if isinstance(came[0], BaseException):
-            raise came[0]
-    return Team(came[0], addresses, index)
+        team = Team(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options), addresses, index)
+        team.agreed("here")
+    signal.alarm(0)
+    return team
 
 
-def _listens(address: str) -> bool:
+def meet(addresses: Sequence[str], index: int) -> None:
+    """Wait until every other host waits too: one that does not know yet that its training broke off must not be joined.
+
+    Each calls on those before it, on the port that TensorFlow takes afterwards, and is called by those behind it.
+
+    Raises:
+        WorkersError: one did not come, or the port is taken.
+    """
+    before, behind = set(range(index)), set(range(index + 1, len(addresses)))
+    until = time.monotonic() + PATIENCE
+    try:
+        listener = socket.create_server(("", int(addresses[index].rpartition(":")[2])))
+    except OSError as error:
+        raise WorkersError(f"nothing can listen on {addresses[index]}: {error.strerror or error}") from error
+    with listener:
+        listener.settimeout(0.2)
+        while before or behind:
+            if time.monotonic() > until:
+                missing = ", ".join(addresses[other] for other in sorted(before | behind))
+                raise WorkersError(f"{missing} did not come within {PATIENCE} seconds: start the training there too")
+            before -= {other for other in before if _call(addresses[other], index)}
+            behind -= _answer(listener)
+
+
+def _call(address: str, index: int) -> bool:
+    """Tell a host who is here; return whether it answered."""
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=2):
+        with socket.create_connection((host, int(port)), timeout=2) as connection:
+            connection.sendall(f"{index}\n".encode())
+            if connection.recv(16) != GREETING:
+                return False
+            connection.sendall(GREETING)
             return True
     except OSError:
+        time.sleep(0.2)
         return False
+
+
+def _answer(listener: socket.socket) -> set[int]:
+    """Return which host called and heard the answer; none where nobody did, or somebody else."""
+    try:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(2)
+            number = int(connection.recv(16))
+            connection.sendall(GREETING)
+            return {number} if connection.recv(16) == GREETING else set()
+    except (OSError, ValueError):
+        return set()
 
 
 def leave(main: Callable[[], int]) -> None:
@@ -320,7 +353,7 @@ def twin(model: Any, size: int, team: Team) -> Any:
             super().__init__()
             self.inner = inner
 
-        def call(self, x: Any, training: bool | None = None) -> Any:
+        def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
             if not training or not self.inner.rate:
                 return x
             seed = tf.cast(self.inner.seed_generator.next(), tf.int32)
@@ -337,7 +370,7 @@ def twin(model: Any, size: int, team: Team) -> Any:
             super().__init__()
             self.inner = inner
 
-        def call(self, x: Any, training: bool | None = None) -> Any:
+        def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
             inner = self.inner
             if not training or not inner.trainable:
                 return inner(x, training=False)
