@@ -90,10 +90,12 @@ def join(environment: Mapping[str, str]) -> Team | None:
     meet(addresses, index)
     # All are there, so this is short. Inside TensorFlow the wait has no end and hears no signal but one that kills.
     signal.alarm(JOINING)
-    with lost_means_lost():
-        team = Team(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options), addresses, index)
-        team.agreed("here")
-    signal.alarm(0)
+    try:
+        with lost_means_lost():
+            team = Team(tf.distribute.MultiWorkerMirroredStrategy(communication_options=options), addresses, index)
+            team.agreed("here")
+    finally:
+        signal.alarm(0)
     return team
 
 
