@@ -420,6 +420,8 @@ class Together:
         accuracy = keras.metrics.binary_accuracy if binary else keras.metrics.categorical_accuracy
         with team.scope():
             same = twin(model, size, team)
+            # Here, for a step must not make variables.
+            model.optimizer.build(model.trainable_variables)
 
         def replica(x: Any, y: Any, weight: Any) -> Any:
             with tf.GradientTape() as tape:
