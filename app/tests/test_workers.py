@@ -131,15 +131,11 @@ def test_a_lost_host_ends_all_and_the_next_start_goes_on(hosts: Hosts, tmp_path:
         assert [e[key] for e in resumed] == pytest.approx([e[key] for e in expected], abs=2e-3), key
 
 
-def test_hosts_with_other_settings_or_without_data_do_not_begin(hosts: Hosts, tmp_path: Path):
+def test_a_host_without_data_stops_all_before_they_begin(hosts: Hosts, tmp_path: Path):
     hosts.start(*CHESTS, only_second=("--data", str(tmp_path / "nowhere")))
     assert hosts.ended() == [1, 1], hosts.log(0)
     for index in (0, 1):
-        assert "127.0.0.1" in hosts.log(index) and "there is no data" in hosts.log(index)
-    hosts.start(*CHESTS, only_second=("--seed", "2"))
-    assert hosts.ended() == [1, 1], hosts.log(0)
-    for index in (0, 1):
-        assert "not to train the same" in hosts.progress(index)["message"]
+        assert "there is no data" in hosts.log(index) and "127.0.0.1" in hosts.progress(index)["message"]
 
 
 def test_a_host_that_waits_for_the_others_can_be_stopped(hosts: Hosts):
@@ -238,6 +234,12 @@ def test_a_wrong_cluster_is_named(text: str, words: str, monkeypatch, tmp_path, 
     monkeypatch.setenv("TF_CONFIG", text)
     assert cnn.main(["--runs", str(tmp_path)]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_hosts_that_are_not_to_train_the_same_are_named():
+    assert cnn.refusal_of([("a:1", "r", ""), ("b:1", "r", "")]) == ""
+    assert "a:1: run r, b:1: run other" in cnn.refusal_of([("a:1", "r", ""), ("b:1", "other", "")])
+    assert cnn.refusal_of([("a:1", "r", ""), ("b:1", "", "no data")]) == "b:1: no data"
 
 
 def test_a_cluster_of_one_is_a_host_alone():

@@ -948,15 +948,20 @@ def _meet(run: str, problem: str, settings: Settings, progress: Progress) -> tup
     progress(now=True, message="waiting for the other training hosts")
     team, machine = training.prepare_machine(settings.seed)
     with team.watch():
-        said = [(host, *words) for host, words in zip(team.addresses, team.every([run, problem]), strict=True)]
-    if problems := [f"{host}: {words}" for host, _, words in said if words]:
-        raise TrainingError("; ".join(problems))
-    if len({run for _, run, _ in said}) > 1:
-        raise TrainingError(
-            f"the hosts are not to train the same ({', '.join(f'{host}: run {run}' for host, run, _ in said)}): bring "
-            "all of them the same data, settings and program"
-        )
+        said = team.every([run, problem])
+    if refusal := refusal_of([(host, *words) for host, words in zip(team.addresses, said, strict=True)]):
+        raise TrainingError(refusal)
     return team, machine
+
+
+def refusal_of(said: Sequence[tuple[str, str, str]]) -> str:
+    """Return why hosts cannot train together, from address, run and problem of each; empty when they can."""
+    if problems := [f"{host}: {words}" for host, _, words in said if words]:
+        return "; ".join(problems)
+    if len({run for _, run, _ in said}) > 1:
+        told = ", ".join(f"{host}: run {run}" for host, run, _ in said)
+        return f"the hosts are not to train the same ({told}): bring all of them the same data, settings and program"
+    return ""
 
 
 def train(job: Job, settings: Settings, progress: Progress) -> Bundle | None:

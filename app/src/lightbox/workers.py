@@ -13,6 +13,7 @@ worker is the chief: its checkpoint decides where all begin, its figures when al
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -459,6 +460,18 @@ class Together:
         return {name: [value] for name, value in logs.items()}
 
 
+@functools.lru_cache(maxsize=2)
+def _asked(model: Any, team: Team) -> Callable[[Any], Any]:
+    """Return what asks a network on every replica; kept, so that its graph is built once and not for every epoch."""
+    import tensorflow as tf
+
+    @tf.function
+    def run(parts: Any) -> Any:
+        return team.strategy.run(lambda x: model(x, training=False), args=parts)
+
+    return cast("Callable[[Any], Any]", run)
+
+
 def outputs(model: Any, batches: Iterator[Any], count: int, team: Team) -> NDArray[np.float32]:
     """Return what a network says of ``count`` images, in their order, on every host; each host looks at its share.
 
@@ -471,11 +484,7 @@ def outputs(model: Any, batches: Iterator[Any], count: int, team: Team) -> NDArr
     import tensorflow as tf
 
     each = len(team.own)
-
-    @tf.function
-    def run(parts: Any) -> Any:
-        return team.strategy.run(lambda x: model(x, training=False), args=parts)
-
+    run = _asked(model, team)
     own = team.rows(count)
     found: list[Any] = [np.zeros((0, model.output_shape[-1]), np.float32)]
     for x in batches:
