@@ -1,4 +1,6 @@
-"""A second API host by one line of the inventory: one case store, one model, and no request lost when a host goes."""
+"""A second API host and a second training host by a line of the inventory each: one case store, no request lost when an
+API host goes, and one model that both training hosts trained.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,23 @@ from .conftest import ROOT, System, Visitors, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
-LINE = "  - {name: api2, role: api, subnet: private-app, type: t3.medium, disk_gb: 20, public: false, bucket: read}\n"
+LINES = (
+    "  - {name: api2, role: api, subnet: private-app, type: t3.medium, disk_gb: 20, public: false, bucket: read}\n"
+    "  - {name: trainer2, role: trainer, subnet: private-training, type: g4dn.xlarge, disk_gb: 100, public: false, "
+    "bucket: write}\n"
+)
 
 
 @pytest.fixture(scope="module")
 def inventory(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The inventory with one more line; keys and passwords are those of the lab."""
+    """The inventory with two more lines; keys and passwords are those of the lab."""
     directory = tmp_path_factory.mktemp("two")
     shutil.copytree(ROOT / "inventories", directory / "inventories")
     (directory / ".lab").symlink_to(ROOT / ".lab")
     network = directory / "inventories/pneumonia/group_vars/all/network.yml"
     text = network.read_text()
-    network.write_text(re.sub(r"(?m)^(  - \{name: trainer,)", LINE + r"\1", text))
-    assert len(network.read_text().splitlines()) == len(text.splitlines()) + 1
+    network.write_text(re.sub(r"(?m)^(  - \{name: trainer,)", LINES + r"\1", text))
+    assert len(network.read_text().splitlines()) == len(text.splitlines()) + 2
     return ["-i", str(directory / "inventories/lab"), "-i", str(directory / "inventories/pneumonia")]
 
 
@@ -41,16 +47,17 @@ def total(system: System, host: str, search: str) -> int:
     return int(json.loads(answer)["total"])
 
 
-def test_one_more_line_is_one_more_host(system: System, inventory: list[str], tmp_path: Path) -> None:
+def test_a_line_more_is_a_host_more(system: System, inventory: list[str], tmp_path: Path) -> None:
     version, was = system.model()["version"], set(system.instances())
     done = system.play("site.yml", *inventory, "-e", f"verify_out={tmp_path}/report.json")
     assert done.returncode == 0, done.stdout[-8000:]
-    assert set(system.instances()) - was == {"api2"}
+    assert set(system.instances()) - was == {"api2", "trainer2"}
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["ok"], report
     names = {check["name"] for check in report["checks"]}
     assert {"API ready on pneumonia-api", "API ready on pneumonia-api2", "flows from pneumonia-api2",
-            "services on pneumonia-api2", "no second case store on pneumonia-api2"} <= names  # fmt: skip
+            "services on pneumonia-api2", "no second case store on pneumonia-api2",
+            "flows from pneumonia-trainer2", "services on pneumonia-trainer2"} <= names  # fmt: skip
     # It serves what the other one serves; nothing was trained for it.
     assert system.model("api2")["version"] == version
     assert "images/s" not in done.stdout
@@ -61,7 +68,7 @@ def test_nothing_changes_the_second_time(system: System, inventory: list[str]) -
     assert done.returncode == 0, done.stdout[-8000:]
     counts = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", done.stdout, re.MULTILINE)
     assert {count for _, count in counts} == {"0"}, done.stdout[-8000:]
-    assert "pneumonia-api2" in dict(counts)
+    assert {"pneumonia-api2", "pneumonia-trainer2"} <= set(dict(counts))
 
 
 def test_there_is_one_case_store(system: System) -> None:
@@ -137,3 +144,31 @@ def test_a_minute_of_kills_and_a_release_under_load(system: System, tmp_path: Pa
     assert found["failed_otherwise"] == 0
     assert found["every_upload_is_one_case"]
     assert {host: system.model(host)["version"] for host in ("api", "api2")} == {"api": version, "api2": version}
+
+
+def test_two_hosts_train_one_model_together_and_the_result_is_released(system: System, inventory: list[str]) -> None:
+    before = system.model()["version"]
+    begun = system.on("trainer2", "date +%s")
+    # Drawn images, so that it takes a minute; the gate is not what is tried here.
+    model = {"seed": 2, "architecture": "compact", "epochs": 2, "synthetic_images": 300, "image_size": 64, "width": 8}
+    gate = {"gate": {"metric": "auroc", "minimum": 0.0, "tolerance": 1.0}, "approval": "auto",
+            "watch": {"seconds": 0, "errors": 1, "p99_seconds": 60, "requests": 1000}}  # fmt: skip
+    given = {"data": "synthetic", "model": model, "release_policy": gate}
+    done = system.play("train.yml", *inventory, "-e", json.dumps(given))
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert "on 2 hosts" in done.stdout and "images/s" in done.stdout
+    contract = system.model()
+    assert contract["version"] != before and contract["training"]["hosts"] == 2
+    assert system.model("api2")["version"] == contract["version"]
+    for host in ("trainer", "trainer2"):
+        unit = system.on(host, "systemctl show --property=ActiveState,Result,ExecMainStatus lightbox-train")
+        assert set(unit.split()) == {"ActiveState=inactive", "Result=success", "ExecMainStatus=0"}, host
+        journal = system.on(host, f"journalctl -u lightbox-train --no-pager -o cat --since=@{begun}")
+        assert "training on 2 hosts" in journal and "epoch 2/2" in journal, host
+    assert f"run {contract['training']['run']}" in system.on(
+        "trainer2", f"journalctl -u lightbox-train --no-pager -o cat --since=@{begun}"
+    )
+    # The second has no bundle, and only the two talk to one another.
+    run = f"/var/lib/lightbox/runs/{contract['training']['run']}"
+    assert system.on("trainer2", f"ls {run}").split() == ["lock", "manifest.json"]
+    assert "bundle" in system.on("trainer", f"ls {run}").split()

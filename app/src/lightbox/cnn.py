@@ -3,6 +3,7 @@
 A run is named by the digest of its data, its hyper-parameters and the code that trains. A finished run is not repeated,
 a broken one goes on after its last epoch. What comes out is a bundle, in ``RUNS/<run>/bundle``, that appears whole or
 not at all; ``--out-link`` points at it, ``--progress`` tells how far things are, ``--metrics-port`` tells Prometheus.
+``TF_CONFIG`` in the environment names hosts that train one model together, see `lightbox.workers`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,19 @@ from typing import Any
 
 import numpy as np
 
-from lightbox import architectures, bundle, data, evaluation, export, report, robustness, serving, telemetry, training
+from lightbox import (
+    architectures,
+    bundle,
+    data,
+    evaluation,
+    export,
+    report,
+    robustness,
+    serving,
+    telemetry,
+    training,
+    workers,
+)
 from lightbox.architectures import ARCHITECTURES, Architecture, ArchitectureError
 from lightbox.bundle import KERAS_FILE, SCHEMA, Bundle, BundleError, file_digest
 from lightbox.data import SPLITS, DataError, Manifest, Shape
@@ -40,6 +53,7 @@ from lightbox.export import ExportError
 from lightbox.images import open_image
 from lightbox.serving import SMOKE_FILE, ServingError
 from lightbox.training import Sides, State, TrainingError
+from lightbox.workers import LostError, Team, WorkersError
 
 SERVING_FILE = "model.onnx"
 # The threshold lies here once it is folded into the weights.
@@ -323,7 +337,14 @@ def resolve(given: Mapping[str, Any]) -> tuple[Job, Settings]:
 
 def parse(arguments: list[str] | None) -> tuple[Job, Settings]:
     """Read the command line, and the file of settings that it may name; the command line wins."""
-    parser = argparse.ArgumentParser(prog="lightbox.cnn", description="Train a classifier and make a bundle of it.")
+    parser = argparse.ArgumentParser(
+        prog="lightbox.cnn",
+        description="Train a classifier and make a bundle of it.",
+        epilog="All GPUs are used. Several hosts train one model together where TF_CONFIG names them on each, "
+        'such as {"cluster": {"worker": ["10.0.3.4:2222", "10.0.3.5:2222"]}, '
+        '"task": {"type": "worker", "index": 0}}; the first makes the bundle. The status is 3 when one of them is '
+        "lost: started again, they go on.",
+    )
     parser.add_argument("--config", metavar="FILE.json", help="settings as JSON, with the same names")
     for name, field in FIELDS.items():
         others = {key: one.defaults for key, one in ARCHITECTURES.items()}
@@ -419,7 +440,7 @@ def say(line: str) -> None:
 def code_digest() -> str:
     """Return the digest of the code that decides what a network learns and what its bundle says of it."""
     digest = hashlib.sha256()
-    modules = (architectures, training, evaluation, robustness, export)
+    modules = (architectures, training, workers, evaluation, robustness, export)
     parts = (*modules, bundle.to_pixels, data.split_by_patient, data.patient_of)
     for part in parts:
         digest.update(inspect.getsource(part).encode())
@@ -519,6 +540,7 @@ def make_bundle(
     settings: Settings,
     manifest: Manifest,
     sides: Sides,
+    team: Team,
     progress: Callable[..., None],
 ) -> Bundle:
     """Evaluate the best epoch, compile it, and write the bundle.
@@ -532,6 +554,7 @@ def make_bundle(
         settings: hyper-parameters.
         manifest: the data.
         sides: its pixels.
+        team: what trained it.
         progress: told what to write into the progress file.
 
     Raises:
@@ -634,6 +657,8 @@ def make_bundle(
             "best_epoch": state.best["epoch"],
             "seed": settings.seed,
             "seconds": round(state.seconds, 1),
+            "hosts": team.hosts,
+            "replicas": team.replicas,
             "parameters": dataclasses.asdict(settings),
         },
         "libraries": _libraries(),
@@ -890,19 +915,13 @@ def _places(found: Bundle) -> dict[str, Any]:
     return {"bundle": str(place), "report": str(place / report.REPORT_FILE)}
 
 
-def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
-    """Bring the data, train unless that was done, and return the bundle.
-
-    Raises:
-        DataError, ArchitectureError, TrainingError, ExportError, BundleError, SettingsError: the text says what to do.
-    """
-    architecture: Architecture = ARCHITECTURES[settings.architecture]
-    system = SYSTEMS[job.system]
-    runs = Path(job.runs)
+def _prepared(job: Job, settings: Settings, progress: Progress) -> tuple[Manifest, Any]:
+    """Bring the data and decode it."""
+    architecture, system = ARCHITECTURES[settings.architecture], SYSTEMS[job.system]
     size = settings.image_size
-    manifest, pixels = data.prepare(
+    return data.prepare(
         job.data,
-        Path(job.cache) if job.cache else runs / "cache",
+        Path(job.cache) if job.cache else Path(job.runs) / "cache",
         Shape(size, size, architecture.color, architecture.resize),
         tuple(system.classes),
         pattern=system.patient,
@@ -918,48 +937,138 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle:
         feedback=Path(job.feedback) if job.feedback else None,
         alike=system.alike,
     )
+
+
+def _meet(run: str, problem: str, settings: Settings, progress: Progress) -> tuple[Team, str]:
+    """Wait for the other hosts and see that all are to train the same; return them, and a line about the machine.
+
+    Raises:
+        TrainingError: they are not, or one of them cannot.
+        WorkersError, LostError: see `training.prepare_machine`.
+    """
+    progress(now=True, message="waiting for the other training hosts")
+    team, machine = training.prepare_machine(settings.seed)
+    with team.watch():
+        said = team.every([run, problem])
+    if refusal := refusal_of([(host, *words) for host, words in zip(team.addresses, said, strict=True)]):
+        raise TrainingError(refusal)
+    return team, machine
+
+
+def refusal_of(said: Sequence[tuple[str, str, str]]) -> str:
+    """Return why hosts cannot train together, from address, run and problem of each; empty when they can."""
+    if problems := [f"{host}: {words}" for host, _, words in said if words]:
+        return "; ".join(problems)
+    if len({run for _, run, _ in said}) > 1:
+        told = ", ".join(f"{host}: run {run}" for host, run, _ in said)
+        return f"the hosts are not to train the same ({told}): bring all of them the same data, settings and program"
+    return ""
+
+
+def train(job: Job, settings: Settings, progress: Progress) -> Bundle | None:
+    """Bring the data, train unless that was done, and return the bundle; None where another host makes it.
+
+    Raises:
+        DataError, ArchitectureError, TrainingError, ExportError, BundleError, SettingsError, WorkersError: the text
+            says what to do.
+        LostError: another host is gone.
+    """
+    several = bool(workers.cluster(os.environ)[0])
+    try:
+        manifest, pixels = _prepared(job, settings, progress)
+    except (DataError, OSError) as error:
+        # The others wait: they are told that it is in vain.
+        if several:
+            _meet("", str(error), settings, progress)
+        raise
     run = run_id(manifest.digest, job, settings)
-    directory = runs / run
+    directory = Path(job.runs) / run
     directory.mkdir(parents=True, exist_ok=True)
     progress(run=run, message="")
+    team, machine = _meet(run, "", settings, progress) if several else (Team(None), "")
     with _alone(directory):
         manifest.save(directory / "manifest.json")
-        found = _finished(directory / "bundle")
-        if found is not None:
-            _point(job.out_link, directory / "bundle")
-            say(f"nothing changed, nothing trained: run {run} is finished. {_summary(found)}")
-            progress(
-                state="unchanged",
-                message=f"nothing changed, nothing trained: {_summary(found)}",
-                epoch=found.contract["training"]["epochs"],
-                eta_seconds=0,
-                **_places(found),
-            )
-            return found
+        found = _finished(directory / "bundle") if team.chief else None
+        with team.watch():
+            done = team.agreed(found is not None)
+        if done:
+            return _unchanged(found, team, job, run, progress)
         say(
             f"run {run}: {settings.architecture} on {job.data} ({'synthetic' if manifest.synthetic else 'real'} images)"
         )
         _describe(manifest)
-        strategy, machine = training.prepare_machine(settings.seed)
+        if not several:
+            team, machine = training.prepare_machine(settings.seed)
         say(f"training on {machine}")
-        if architecture.pretrained and "no GPU" in machine:
+        if ARCHITECTURES[settings.architecture].pretrained and "no GPU" in machine:
             say(f"{settings.architecture} takes long without a GPU: --architecture compact is made for CPUs")
         progress(state="training", message=f"training on {machine}")
-        sides = sides_of(manifest, pixels, settings.feedback_weight)
-        best, state = training.fit(directory, sides, architecture, settings, strategy, progress, say)
-        found = make_bundle(directory, best, state, run, job, settings, manifest, sides, progress)
-        for rest in [*directory.glob("checkpoint-*"), *directory.glob("best-*.keras"), *directory.glob("features-*")]:
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-        _point(job.out_link, directory / "bundle")
-        say(_summary(found))
+        return _run(directory, run, job, settings, manifest, pixels, team, progress)
+
+
+def _unchanged(found: Bundle | None, team: Team, job: Job, run: str, progress: Progress) -> Bundle | None:
+    """Say that a run is finished; its bundle is on the chief."""
+    if found is None:
+        say(f"nothing changed, nothing trained: run {run} is finished, and its bundle on {team.addresses[0]}")
+        progress(state="unchanged", message=f"{team.addresses[0]} has the bundle", eta_seconds=0)
+    else:
+        _point(job.out_link, found.path)
+        say(f"nothing changed, nothing trained: run {run} is finished. {_summary(found)}")
         progress(
-            state="done",
-            message=_summary(found),
+            state="unchanged",
+            message=f"nothing changed, nothing trained: {_summary(found)}",
+            epoch=found.contract["training"]["epochs"],
             eta_seconds=0,
-            val_accuracy=round(found.contract["metrics"]["validation"]["accuracy"], 5),
             **_places(found),
         )
-        return found
+    team.end()
+    return found
+
+
+def _run(
+    directory: Path,
+    run: str,
+    job: Job,
+    settings: Settings,
+    manifest: Manifest,
+    pixels: Any,
+    team: Team,
+    progress: Progress,
+) -> Bundle | None:
+    """Train and, on the chief, make the bundle."""
+    sides = sides_of(manifest, pixels, settings.feedback_weight)
+    with team.watch():
+        best, state = training.fit(
+            directory, sides, ARCHITECTURES[settings.architecture], settings, team, progress, say
+        )
+    found = None
+    if team.chief:
+        try:
+            found = make_bundle(directory, best, state, run, job, settings, manifest, sides, team, progress)
+            _point(job.out_link, directory / "bundle")
+        except Exception as error:
+            team.end(str(error) or type(error).__name__)
+            raise
+        team.end()
+    else:
+        progress(state="evaluating", message=f"{team.addresses[0]} makes the bundle", eta_seconds=None)
+        if problem := team.end():
+            raise TrainingError(f"{team.addresses[0]}: {problem}")
+    for rest in [*directory.glob("checkpoint-*"), *directory.glob("best-*.keras"), *directory.glob("features-*")]:
+        shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+    if found is None:
+        say(f"trained together with {team.hosts - 1} more; the bundle is on {team.addresses[0]}")
+        progress(state="done", message=f"{team.addresses[0]} has the bundle", eta_seconds=0)
+        return None
+    say(_summary(found))
+    progress(
+        state="done",
+        message=_summary(found),
+        eta_seconds=0,
+        val_accuracy=round(found.contract["metrics"]["validation"]["accuracy"], 5),
+        **_places(found),
+    )
+    return found
 
 
 def evaluate(job: Job, settings: Settings, progress: Progress) -> Path:
@@ -999,7 +1108,9 @@ def _stop(number: int, _frame: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status is 0 when there is a bundle, else 1 with one line on standard error."""
+    """Run the command line; the exit status is 0 when there is a bundle, else 1 with one line on standard error, or 3
+    when another training host was lost.
+    """
     try:
         job, settings = parse(arguments)
     except SettingsError as error:
@@ -1019,11 +1130,17 @@ def main(arguments: list[str] | None = None) -> int:
         BundleError,
         ServingError,
         SettingsError,
+        WorkersError,
         OSError,
     ) as error:
         progress(state="failed", message=str(error))
         sys.stderr.write(f"{error}\n")
         return 1
+    except LostError as error:
+        message = f"another training host is gone ({error}); started again, all go on after the last finished epoch"
+        progress(state="failed", message=message)
+        sys.stderr.write(f"{message}\n")
+        return workers.LOST
     except (SystemExit, KeyboardInterrupt):
         progress(state="failed", message="stopped; started again, it goes on after the last finished epoch")
         raise
@@ -1037,4 +1154,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    workers.leave(main)

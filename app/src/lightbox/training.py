@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightbox import evaluation
+from lightbox import evaluation, workers
 from lightbox.architectures import NOTHING, SCORE, Architecture
+from lightbox.workers import Team
 
 # Quiet by default: what people read in the journal is what this program says.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -99,8 +100,13 @@ def stages(architecture: Architecture, settings: Any) -> list[Stage]:
     return [head, Stage(first, settings.epochs, settings.fine_tune_learning_rate, settings.fine_tune_layers)]
 
 
-def prepare_machine(seed: int) -> tuple[Any, str]:
-    """Return the distribution strategy for the accelerators that are there, and a line about them for people."""
+def prepare_machine(seed: int) -> tuple[Team, str]:
+    """Return what trains together, the accelerators of this host and of others, and a line about them for people.
+
+    Raises:
+        WorkersError: the hosts are not named as they should be.
+        LostError: another host did not come.
+    """
     import keras
     import tensorflow as tf
 
@@ -110,23 +116,28 @@ def prepare_machine(seed: int) -> tuple[Any, str]:
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+    machine = {0: f"{os.cpu_count()} CPU cores, no GPU", 1: "one GPU"}.get(
+        len(gpus), f"{len(gpus)} GPUs, each batch shared among them"
+    )
+    if team := workers.join(os.environ):
+        return team, f"{team.hosts} hosts, each batch shared among them; on this one {machine}"
     if len(gpus) > 1:
-        return tf.distribute.MirroredStrategy(), f"{len(gpus)} GPUs, each batch shared among them"
-    if gpus:
-        return tf.distribute.get_strategy(), "one GPU"
-    return tf.distribute.get_strategy(), f"{os.cpu_count()} CPU cores, no GPU"
+        return Team(tf.distribute.MirroredStrategy()), machine
+    return Team(tf.distribute.get_strategy()), machine
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def augment(pixels: Any, number: Any, settings: Any) -> Any:
+def augment(pixels: Any, number: Any, settings: Any, begin: int = 0, size: int | None = None) -> Any:
     """Vary images as those of a system vary: position, size, proportions, exposure, sharpness, noise.
 
     Args:
         pixels: tensor of shape (n, height, width, channels), 0 to 255.
         number: of the batch; with the seed it decides everything, so that a resumed run sees what it would have seen.
         settings: hyper-parameters.
+        begin: place of the first of these images within the batch, where they are a share of it.
+        size: images of the batch then; what is drawn is drawn for all of them.
 
     Returns:
         float32 tensor of the same shape, 0 to 255.
@@ -134,10 +145,11 @@ def augment(pixels: Any, number: Any, settings: Any) -> Any:
     import tensorflow as tf
 
     count, height, width = tf.shape(pixels)[0], pixels.shape[1], pixels.shape[2]
+    whole = count if size is None else size
 
     def uniform(stream: int, low: float, high: float) -> Any:
         seed = tf.stack([tf.cast(number, tf.int32) * STREAMS + stream, settings.seed])
-        return tf.random.stateless_uniform([count], seed, low, high)
+        return tf.random.stateless_uniform([whole], seed, low, high)[begin : begin + count]
 
     def each(values: Any) -> Any:
         return tf.reshape(values, [-1, 1, 1, 1])
@@ -175,8 +187,9 @@ def augment(pixels: Any, number: Any, settings: Any) -> Any:
         x = x + each(uniform(9, -settings.blur, settings.blur)) * (soft - x)
     if settings.noise:
         grain = tf.random.stateless_normal(
-            tf.shape(x), tf.stack([tf.cast(number, tf.int32) * STREAMS + 10, settings.seed])
-        )
+            tf.concat([[whole], tf.shape(x)[1:]], 0),
+            tf.stack([tf.cast(number, tf.int32) * STREAMS + 10, settings.seed]),
+        )[begin : begin + count]
         x = x + grain * each(tf.maximum(uniform(11, -settings.noise, settings.noise), 0.0))
     if settings.frame:
         x = x * _inside(uniform(12, -2 * settings.frame, settings.frame), height, width)
@@ -225,8 +238,12 @@ def _targets(sides: Sides, settings: Any) -> tuple[NDArray[np.float32], NDArray[
     return targets.astype(np.float32), weights
 
 
-def training_batches(sides: Sides, architecture: Architecture, settings: Any, epoch: int) -> tuple[Any, int]:
+def training_batches(
+    sides: Sides, architecture: Architecture, settings: Any, epoch: int, team: Team | None = None
+) -> tuple[Any, int]:
     """Return the batches of one epoch, in an order that follows from seed and epoch, and how many there are.
+
+    Of a team, these are the rows of each batch that this host takes.
 
     Each is (images float32 (n, height, width, channels) ready for the network, labels, weights (n, 1)). Labels of two
     classes have the shape (n, 1), of more they are one-hot, shape (n, classes).
@@ -238,11 +255,13 @@ def training_batches(sides: Sides, architecture: Architecture, settings: Any, ep
     steps = order.size // size
     targets, weights = _targets(sides, settings)
     shape = sides.pixels.shape[1:]
+    own = team.rows(size) if team else slice(0, size)
+    taken = own.stop - own.start
 
     def generate() -> Iterator[tuple[Any, ...]]:
         for step in range(steps):
             # Rows in ascending order read the file from its beginning to its end.
-            chosen = np.sort(order[step * size : (step + 1) * size])
+            chosen = np.sort(order[step * size : (step + 1) * size])[own]
             yield (
                 sides.pixels[rows[chosen]],
                 targets[chosen],
@@ -251,22 +270,19 @@ def training_batches(sides: Sides, architecture: Architecture, settings: Any, ep
             )
 
     def finish(pixels: Any, y: Any, weight: Any, number: Any) -> tuple[Any, Any, Any]:
-        pixels.set_shape((size, *shape))
-        x = augment(pixels, number, settings) if settings.augment else tf.cast(pixels, tf.float32)
+        pixels.set_shape((taken, *shape))
+        x = augment(pixels, number, settings, own.start, size) if settings.augment else tf.cast(pixels, tf.float32)
         return x * architecture.scale + architecture.offset, y, weight
 
     signature = (
-        tf.TensorSpec((size, *shape), tf.uint8),
-        tf.TensorSpec((size, targets.shape[1]), tf.float32),
-        tf.TensorSpec((size, 1), tf.float32),
+        tf.TensorSpec((taken, *shape), tf.uint8),
+        tf.TensorSpec((taken, targets.shape[1]), tf.float32),
+        tf.TensorSpec((taken, 1), tf.float32),
         tf.TensorSpec((), tf.int64),
     )
     data = tf.data.Dataset.from_generator(generate, output_signature=signature)
     data = data.apply(tf.data.experimental.assert_cardinality(steps))
-    data = data.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return data.with_options(options), steps
+    return data.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4), steps
 
 
 def batches(sides: Sides, rows: NDArray[np.int64], architecture: Architecture) -> Iterator[NDArray[np.float32]]:
@@ -288,8 +304,39 @@ def head_of(model: Any) -> tuple[Any, Any]:
     return keras.Model(model.input, pooled), keras.Model(given, x)
 
 
+def _outputs(
+    model: Any,
+    sides: Sides,
+    rows: NDArray[np.int64],
+    architecture: Architecture,
+    team: Team | None,
+    report: Callable[[int, int], None] = lambda _done, _total: None,
+) -> NDArray[np.float32]:
+    """Return what a network says of images, shape (n, outputs), in the order of the rows."""
+    own = rows[team.rows(rows.size)] if team else rows
+
+    def images() -> Iterator[NDArray[np.float32]]:
+        # Every batch has the same shape, so that the graph is built once.
+        padded = np.resize(own, -(-own.size // PREDICT_BATCH) * PREDICT_BATCH)
+        for number, x in enumerate(batches(sides, padded, architecture)):
+            if number:
+                report(number * PREDICT_BATCH, own.size)
+            yield x
+        report(own.size, own.size)
+
+    if team and team.replicas > 1:
+        return workers.outputs(model, images(), rows.size, team)
+    return np.concatenate([np.asarray(model.predict_on_batch(x), dtype=np.float32) for x in images()])[: rows.size]
+
+
 def features(
-    extractor: Any, sides: Sides, split: str, architecture: Architecture, file: Path, report: Callable[[int, int], None]
+    extractor: Any,
+    sides: Sides,
+    split: str,
+    architecture: Architecture,
+    file: Path,
+    report: Callable[[int, int], None],
+    team: Team | None = None,
 ) -> NDArray[np.float32]:
     """Return the pooled features of a split's images as they are, shape (n, features): computed once, then read.
 
@@ -300,16 +347,13 @@ def features(
         architecture: which network.
         file: where they are kept.
         report: told how many images of how many are done.
+        team: the replicas that share the work.
     """
-    if file.is_file():
+    known = file.is_file()
+    # A host that has none cannot compute its share alone.
+    if all(team.every(known)) if team else known:
         return np.asarray(np.load(file))
-    rows = sides.rows[split]
-    padded = np.resize(rows, -(-rows.size // PREDICT_BATCH) * PREDICT_BATCH)
-    found = []
-    for x in batches(sides, padded, architecture):
-        found.append(np.asarray(extractor.predict_on_batch(x), dtype=np.float32))
-        report(min(len(found) * PREDICT_BATCH, rows.size), rows.size)
-    whole = np.concatenate(found)[: rows.size]
+    whole = _outputs(extractor, sides, sides.rows[split], architecture, team, report)
     part = file.with_suffix(".part")
     with part.open("wb") as stream:
         np.save(stream, whole)
@@ -317,7 +361,9 @@ def features(
     return whole
 
 
-def feature_batches(known: NDArray[np.float32], sides: Sides, settings: Any, epoch: int) -> tuple[Any, int]:
+def feature_batches(
+    known: NDArray[np.float32], sides: Sides, settings: Any, epoch: int, team: Team | None = None
+) -> tuple[Any, int]:
     """Return the batches of one epoch of a head, as `training_batches` does: features in the place of images."""
     import tensorflow as tf
 
@@ -325,16 +371,17 @@ def feature_batches(known: NDArray[np.float32], sides: Sides, settings: Any, epo
     chosen, size = _order(labels.size, settings, epoch)
     targets, weights = _targets(sides, settings)
     data = tf.data.Dataset.from_tensor_slices((known[chosen], targets[chosen], weights[chosen][:, None]))
-    return data.batch(size, drop_remainder=True), chosen.size // size
+    own = team.rows(size) if team else slice(0, size)
+    data = data.batch(size, drop_remainder=True).map(lambda *parts: tuple(part[own] for part in parts))
+    return data, chosen.size // size
 
 
-def predict(model: Any, sides: Sides, split: str, architecture: Architecture) -> Doubles:
-    """Return the scores of every image of a split, shape (n,) for two classes and (n, classes) for more."""
-    rows = sides.rows[split]
-    # Every batch has the same shape, so that the graph is built once.
-    padded = np.resize(rows, -(-rows.size // PREDICT_BATCH) * PREDICT_BATCH)
-    scores = [model.predict_on_batch(x) for x in batches(sides, padded, architecture)]
-    return plain(np.concatenate(scores)[: rows.size])
+def predict(model: Any, sides: Sides, split: str, architecture: Architecture, team: Team | None = None) -> Doubles:
+    """Return the scores of every image of a split, shape (n,) for two classes and (n, classes) for more.
+
+    Of a team, each host looks at its share, and all have the whole.
+    """
+    return plain(_outputs(model, sides, sides.rows[split], architecture, team))
 
 
 def plain(scores: Any) -> Doubles:
@@ -365,6 +412,29 @@ def save_checkpoint(model: Any, state: State, directory: Path) -> None:
     for file in directory.glob("best-*.keras"):
         if file.name != kept:
             file.unlink()
+
+
+def keep(model: Any, state: State, directory: Path, whole: bool) -> None:
+    """Write the network when it is the best so far, and a checkpoint when one is wanted."""
+    if state.best["epoch"] == state.epoch:
+        model.save(directory / state.best["file"])
+    if whole:
+        save_checkpoint(model, state, directory)
+
+
+def share_checkpoint(directory: Path, team: Team) -> None:
+    """Give every host the checkpoint of the chief, and no other: that is where all go on."""
+    if team.hosts == 1:
+        return
+    last = team.agreed([path.name for path in _checkpoints(directory)[-1:]])
+    if not team.chief:
+        for old in directory.glob("checkpoint-*"):
+            shutil.rmtree(old)
+    for name in last:
+        place = directory / name
+        place.mkdir(exist_ok=True)
+        for file in ("model.keras", "state.json"):
+            team.hand_over(place / file if team.chief else None, place / file)
 
 
 def load_checkpoint(directory: Path) -> tuple[Any, State]:
@@ -464,6 +534,7 @@ def _feed(
     sides: Sides,
     architecture: Architecture,
     settings: Any,
+    team: Team,
     progress: Callable[..., None],
 ) -> Feed:
     """Make a network ready for a stage; one that goes on in the middle of it is ready already.
@@ -481,14 +552,19 @@ def _feed(
             progress(message=f"features of the base, {done} of {total} images")
 
         known = {
-            split: features(extractor, sides, split, architecture, directory / f"features-{split}.npy", tell)
+            split: features(extractor, sides, split, architecture, directory / f"features-{split}.npy", tell, team)
             for split in ("train", "validation")
         }
         _compile(head, stage, order.size // size, settings)
         return Feed(
             head,
-            lambda epoch: feature_batches(known["train"], sides, settings, epoch),
-            lambda: plain(head.predict(known["validation"], batch_size=PREDICT_BATCH, verbose=0)),
+            lambda epoch: feature_batches(known["train"], sides, settings, epoch, team),
+            # So small a network is asked by every host alone.
+            lambda: plain(
+                head.predict(known["validation"], batch_size=PREDICT_BATCH, verbose=0)
+                if team.replicas == 1
+                else np.asarray(head(known["validation"], training=False))
+            ),
             kept=False,
         )
     if state.epoch == stage.begin:
@@ -496,8 +572,8 @@ def _feed(
         _compile(model, stage, order.size // size, settings)
     return Feed(
         model,
-        lambda epoch: training_batches(sides, architecture, settings, epoch),
-        lambda: predict(model, sides, "validation", architecture),
+        lambda epoch: training_batches(sides, architecture, settings, epoch, team),
+        lambda: predict(model, sides, "validation", architecture, team),
     )
 
 
@@ -526,7 +602,7 @@ def fit(
     sides: Sides,
     architecture: Architecture,
     settings: Any,
-    strategy: Any,
+    team: Team,
     progress: Callable[..., None],
     say: Callable[[str], None],
 ) -> tuple[Path, State]:
@@ -537,20 +613,22 @@ def fit(
         sides: images of `train` and `validation`.
         architecture: which network.
         settings: hyper-parameters.
-        strategy: how work is distributed.
+        team: the replicas that share the work.
         progress: told what to write into the progress file, often.
         say: told one line for people per epoch.
 
     Returns:
-        The file with the weights of the best epoch, and the state at the end.
+        The file with the weights of the best epoch, which the chief has, and the state at the end.
 
     Raises:
         TrainingError: the loss is no longer a number.
+        WorkersError: a batch has less images than there are replicas.
     """
     import keras
 
     shape = sides.pixels.shape[1:]
-    with strategy.scope():
+    share_checkpoint(directory, team)
+    with team.scope():
         model, state = load_checkpoint(directory)
         if model is not None:
             say(f"going on after epoch {state.epoch}, which a broken run had finished")
@@ -584,16 +662,23 @@ def fit(
     for stage in stages(architecture, settings):
         if state.epoch >= stage.end:
             continue
-        with strategy.scope():
-            feed = _feed(model, stage, state, directory, sides, architecture, settings, progress)
+        with team.scope():
+            feed = _feed(model, stage, state, directory, sides, architecture, settings, team, progress)
+        size = _order(sides.rows["train"].size, settings, 0)[1]
+        together = workers.Together(feed.trainee, size, team) if team.replicas > 1 else None
         last_stage = stage.end == settings.epochs
         while state.epoch < stage.end and not (last_stage and state.waited >= settings.patience):
             begin = time.monotonic()
             _reseed(model, settings.seed, state.epoch)
             data, steps = feed.batches(state.epoch)
-            logs = feed.trainee.fit(data, epochs=1, verbose=0, callbacks=[Steps(state.epoch, steps, begin)]).history
+            tell = Steps(state.epoch, steps, begin)
+            if together:
+                logs = together.epoch(data, tell.on_train_batch_end)
+            else:
+                logs = feed.trainee.fit(data, epochs=1, verbose=0, callbacks=[tell]).history
             trained = time.monotonic() - begin
-            entry = _entry(state.epoch + 1, logs, feed.scores(), sides, settings)
+            # The chief's figures decide for all: another processor may differ in the last digit.
+            entry = team.agreed(_entry(state.epoch + 1, logs, feed.scores(), sides, settings))
             if not math.isfinite(entry["loss"] + entry["val_loss"]):
                 raise TrainingError(
                     f"the loss is no longer a number in epoch {state.epoch + 1}: "
@@ -607,9 +692,8 @@ def fit(
             state.history.append(entry)
             if better:
                 state.best = {**entry, "file": f"best-{state.epoch:04d}.keras"}
-                model.save(directory / state.best["file"])
-            if feed.kept or state.epoch == stage.end:
-                save_checkpoint(model, state, directory)
+            if team.chief:
+                keep(model, state, directory, feed.kept or state.epoch == stage.end)
             say(
                 f"epoch {state.epoch}/{settings.epochs}: loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.4f}; "
                 f"validation loss {entry['val_loss']:.4f}, accuracy {entry['val_accuracy']:.4f}, "

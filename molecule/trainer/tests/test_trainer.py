@@ -61,6 +61,11 @@ def test_the_host_goes_down_when_nothing_trains_and_at_the_deadline_at_the_lates
     assert left["idle"] != left["deadline"]
 
 
+def test_a_host_alone_knows_of_no_others(host: Host) -> None:
+    """The last settings named none, those before two."""
+    assert "TF_CONFIG" not in host.file(f"/etc/systemd/system/{UNIT}").content_string
+
+
 def test_is_confined(host: Host) -> None:
     exposure = host.check_output(f"systemd-analyze security --no-pager {UNIT}").splitlines()[-1]
     assert float(exposure.split(":")[1].split()[0]) <= 4.0
