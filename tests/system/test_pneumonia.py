@@ -161,10 +161,10 @@ def test_plain_http_leads_to_https_and_errors_are_never_verdicts(system: System)
 
 
 KILLED = {
-    "proxy": ("nginx", "prometheus-node-exporter"),
+    "proxy": ("nginx", "prometheus-node-exporter", "prometheus-nginx-exporter"),
     "ui": ("gunicorn",),
-    "api": ("gunicorn", "redis-server"),
-    "monitor": ("prometheus", "gunicorn"),
+    "api": ("gunicorn", "redis-server", "prometheus-redis-exporter"),
+    "monitor": ("prometheus", "prometheus-alertmanager", "prometheus-blackbox-exporter", "gunicorn"),
 }
 # Applications that are not called as their host's role.
 APPS = {"monitor": "status"}

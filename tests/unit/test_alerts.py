@@ -78,7 +78,15 @@ def told(directory: Path, story: dict[str, Any], rules: Path, check: bool = True
         "rule_files": [str(path) for path in sorted(rules.glob("*.yml"))],
         "evaluation_interval": "1m",
         # What alerts are made of is recorded first.
-        "group_eval_order": [f"recorded_{name}" for name in ("hosts", "service", "model")],
+        "group_eval_order": [
+            "recorded_hosts",
+            "recorded_service",
+            "recorded_model",
+            "hosts",
+            "service",
+            "model",
+            "watch",
+        ],
         "tests": [promtools_words(story, known["annotations"]["runbook_url"])],
     }
     file.write_text(yaml.safe_dump(content))
