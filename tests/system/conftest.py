@@ -196,7 +196,7 @@ def system() -> Iterator[System]:
         subprocess.run(["make", "down"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
 
 
-ORDER = ("test_pneumonia", "test_pages", "test_two_api_hosts", "test_down")
+ORDER = ("test_pneumonia", "test_logs", "test_pages", "test_two_api_hosts", "test_down")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
