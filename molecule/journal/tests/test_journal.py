@@ -88,8 +88,8 @@ def test_what_was_written_before_the_first_connection_arrived_too(host: Host, se
 @pytest.mark.parametrize(
     ("certificate", "why"),
     [
-        ("", "certificate required"),
-        ("--cert /etc/strangers/host.crt --key /etc/strangers/host.key", "unknown ca"),
+        ("", "peer did not return a certificate"),
+        ("--cert /etc/strangers/host.crt --key /etc/strangers/host.key", "certificate verify failed"),
     ],
 )
 def test_a_stranger_is_refused(host: Host, sender: Host, address: str, certificate: str, why: str) -> None:
@@ -98,9 +98,8 @@ def test_a_stranger_is_refused(host: Host, sender: Host, address: str, certifica
         f"printf '{entry}' | curl --silent --show-error --cacert {PKI}/ca.crt %s --data-binary @- "
         f"-H 'Content-Type: application/vnd.fdo.journal' https://{address}/upload"
     )
-    refused = sender.run(post % certificate)
-    assert refused.rc != 0
-    assert why in refused.stderr.lower()
+    assert sender.run(post % certificate).rc != 0
+    assert why in host.check_output("journalctl --unit lightbox-journal-tls --output=cat --no-pager")
     # The same with the host's own certificate is taken: what was refused was the stranger.
     taken = sender.run(
         post.replace("forged", "admitted") % f"--cert {PKI}/host.crt --key {PKI}/host.key --write-out '%{{http_code}}'"
