@@ -15,9 +15,10 @@ NUMBERS = itertools.count(1)
 
 def note(kind: str, content: bytes) -> None:
     """Keep what came, whole or not at all."""
-    part = RECEIVED / "part"
+    name = f"{kind}-{next(NUMBERS):04d}"
+    part = RECEIVED / f"part-{name}"
     part.write_bytes(content)
-    part.rename(RECEIVED / f"{kind}-{next(NUMBERS):04d}")
+    part.rename(RECEIVED / name)
 
 
 class Webhook(BaseHTTPRequestHandler):
