@@ -53,6 +53,7 @@ class Mail(socketserver.StreamRequestHandler):
 
 
 if __name__ == "__main__":
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
     mail = socketserver.ThreadingTCPServer(("127.0.0.1", 2525), Mail)
     threading.Thread(target=mail.serve_forever, daemon=True).start()
     ThreadingHTTPServer(("127.0.0.1", 8081), Webhook).serve_forever()
