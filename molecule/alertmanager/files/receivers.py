@@ -15,9 +15,10 @@ NUMBERS = itertools.count(1)
 
 def note(kind: str, content: bytes) -> None:
     """Keep what came, whole or not at all."""
-    part = RECEIVED / "part"
+    name = f"{kind}-{next(NUMBERS):04d}"
+    part = RECEIVED / f"part-{name}"
     part.write_bytes(content)
-    part.rename(RECEIVED / f"{kind}-{next(NUMBERS):04d}")
+    part.rename(RECEIVED / name)
 
 
 class Webhook(BaseHTTPRequestHandler):
@@ -52,6 +53,7 @@ class Mail(socketserver.StreamRequestHandler):
 
 
 if __name__ == "__main__":
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
     mail = socketserver.ThreadingTCPServer(("127.0.0.1", 2525), Mail)
     threading.Thread(target=mail.serve_forever, daemon=True).start()
     ThreadingHTTPServer(("127.0.0.1", 8081), Webhook).serve_forever()
