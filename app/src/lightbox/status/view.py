@@ -235,7 +235,7 @@ def _model(answers: Answers, now: datetime) -> Tile:
 def _store(answers: Answers) -> Tile:
     states = [sample.value for sample in answers.fact("store")]
     if not states:
-        return Tile("Case store", UNKNOWN, answers.failed.get("store", "no API host has asked Redis"))
+        return Tile("Case store", UNKNOWN, answers.failed.get("store", "no API host says whether Redis answers"))
     if all(states):
         waiting = answers.one("waiting")
         note = "" if waiting is None else f"{figures.plain(waiting)} requests wait for the API"
