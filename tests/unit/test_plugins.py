@@ -73,6 +73,21 @@ def test_a_quota_too_small_says_what_to_request():
     assert "--quota-code L-DB2E81BA --desired-value 4" in problems[0]
 
 
+def test_what_the_spot_quota_has_no_room_for_counts_on_demand():
+    fits = capacity.without_spot(["g4dn.xlarge", "t3.micro"], [], VCPUS, {"L-DB2E81BA": 4, "L-1216C47A": 2})
+    assert fits == ([], [])
+    missed, notes = capacity.without_spot(["g4dn.xlarge"], ["g4dn.xlarge"], VCPUS, {"L-DB2E81BA": 4})
+    assert missed == ["g4dn.xlarge"]
+    assert notes == [
+        "g4dn.xlarge will run on demand: on spot 8 vCPUs would run, but the quota L-3819A6DF (All G and VT Spot "
+        "Instance Requests) is 4"
+    ]
+    # A type that does not exist is one on spot no more than on demand.
+    problems, demand = capacity.assess([], [], VCPUS, {}, {}, "us-east-1a", ["t9.giant"])
+    assert "t9.giant is not an EC2 instance type" in problems[0]
+    assert demand == {}
+
+
 def test_what_already_runs_alone_is_no_problem():
     problems, _ = capacity.assess([], ["g4dn.xlarge"], VCPUS, {}, {"L-DB2E81BA": 0}, "us-east-1a")
     assert problems == []
@@ -165,6 +180,11 @@ def test_a_host_costs_its_price_for_as_long_as_it_is_up():
         assert costs.costs([host("g4dn.xlarge", launched)], prices, "us-east-1", now) == [
             "p-trainer (g4dn.xlarge) has been up for 2:30 h: 1.31 USD at 0.526 USD an hour, on demand"
         ]
+    spot = {**host("g4dn.xlarge", "2026-01-01T23:00:00Z"), "instance_lifecycle": "spot"}
+    assert costs.costs([spot], prices, "us-east-1", now) == [
+        "p-trainer (g4dn.xlarge) has been up for 2:30 h on spot: at most the on-demand price of 1.31 USD, "
+        "0.526 USD an hour"
+    ]
     for kind, region in (("g5.xlarge", "us-east-1"), ("g4dn.xlarge", "eu-west-1")):
         (told,) = costs.costs([host(kind, "2026-01-01T23:00:00Z")], prices, region, now)
         assert (
