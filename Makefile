@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test lint bench-serving bench-engines bench-soak bench-watching picture locks clean
+.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test lint bench-serving bench-engines bench-soak bench-watching bench-rollback picture locks clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-soak: $(VENV)/ready ## Load the running system for ten minutes, kill its w
 
 bench-watching: $(VENV)/ready ## Measure what exporters and log shippers cost on every host of the running system; OUT=FILE
 	$(BIN)/python benchmarks/watching.py $(if $(OUT),--out $(abspath $(OUT)))
+
+bench-rollback: $(VENV)/ready ## Time the way back to the model before, under requests; OUT=FILE
+	$(BIN)/python benchmarks/rollback.py $(if $(OUT),--out $(abspath $(OUT)))
 
 picture: $(VENV)/ready ## Draw the README's picture of the network from the inventory
 	$(BIN)/python docs/draw_network.py inventories/pneumonia docs/network.svg

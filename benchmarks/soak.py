@@ -80,6 +80,9 @@ if sys.argv[2] == "remove":
         ask("DELETE", "/v1/cases/" + one)
 """
 
+# The model that a verdict on the pages is by.
+MODEL = re.compile(rb"<dt>Model</dt><dd><code>(.*?)</code>")
+
 
 class SoakError(Exception):
     """The run cannot begin or go on; the text says what to do."""
@@ -179,13 +182,14 @@ class System:
 
 @dataclass
 class Answer:
-    """One request: begun and ended (seconds since the epoch), seconds late it began, and what came of it."""
+    """One request: when it began and ended (s since the epoch), s late it began, what came of it, by which model."""
 
     begun: float
     ended: float
     late: float
     kind: str
     upload: bool
+    version: str = ""
 
 
 @dataclass
@@ -205,9 +209,12 @@ class Visitor:
         self.address = urlsplit(system.url)
         self.context, self.image, self.mark = system.context, image, mark
         self.connection: http.client.HTTPSConnection | None = None
+        # Of the model that gave the last verdict.
+        self.version = ""
 
     def ask(self, upload: bool) -> str:
         """Send one request; return ``ok`` or the kind of failure."""
+        self.version = ""
         if self.connection is None:
             self.connection = http.client.HTTPSConnection(
                 self.address.hostname or "", self.address.port, timeout=TIMEOUT_SECONDS, context=self.context
@@ -232,13 +239,23 @@ class Visitor:
             return f"status {answer.status}"
         if upload and b"data-verdict=" not in text:
             return "no verdict"
+        if found := MODEL.search(text):
+            self.version = found[1].decode()
         return "ok, not stored" if upload and b"data-notice" in text else "ok"
 
 
 def load(
-    system: System, image: bytes, mark: str, seconds: float, rate: float | None, record: Record | None = None
+    system: System,
+    image: bytes,
+    mark: str,
+    seconds: float,
+    rate: float | None,
+    record: Record | None = None,
+    over: threading.Event | None = None,
 ) -> list[Answer]:
-    """Send requests for so many seconds, ``rate`` of them a second (None: as fast as they are answered)."""
+    """Send requests for so many seconds, or until it is over, ``rate`` of them a second (None: as fast as they are
+    answered).
+    """
     record = record or Record()
     begin = time.time()
     turns = itertools.count()
@@ -250,13 +267,13 @@ def load(
             with lock:
                 turn = next(turns)
             due = begin + turn / rate if rate else time.time()
-            if due >= begin + seconds:
+            if due >= begin + seconds or (over and over.is_set()):
                 return
             time.sleep(max(0.0, due - time.time()))
             begun = time.time()
             upload = turn % 10 != 0
             kind = visitor.ask(upload)
-            record.answers.append(Answer(begun, time.time(), begun - due, kind, upload))
+            record.answers.append(Answer(begun, time.time(), begun - due, kind, upload, visitor.version))
 
     threads = [threading.Thread(target=visit, daemon=True) for _ in range(CLIENTS)]
     for thread in threads:
@@ -336,6 +353,11 @@ def take_back(system: System, copy: str, before: str) -> None:
     system.play("playbooks/rollback.yml")
     if system.version() != before:
         raise SoakError(f"the rollback of {copy} led to {system.version()}, not to {before}")
+    remove_copy(system, copy)
+
+
+def remove_copy(system: System, copy: str) -> None:
+    """Remove a copy from the artefact store."""
     s3 = system.client("s3")
     bucket = next(item["Name"] for item in s3.list_buckets()["Buckets"] if f"-{system.name}-" in item["Name"])
     for item in s3.list_objects_v2(Bucket=bucket, Prefix=f"models/{system.name}/{copy}/").get("Contents", []):

@@ -1,4 +1,4 @@
-"""The lab's command line: ``python -m lab up|down|status|ssh|logs|image``."""
+"""The lab's command line: ``python -m lab up|down|status|ssh|logs|interrupt|image``."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ real host: a container with systemd, at the private address that EC2 gave it, be
 """
 EPILOG = """\
 The lab's state is in .lab/ under the repository (LAB_DIR), its API on port 4566 (LAB_PORT). The account's quotas are
-LAB_VCPU_LIMIT (32 standard vCPUs), LAB_GPU_VCPU_LIMIT (8) and LAB_EIP_LIMIT (5 Elastic IPs). 'up' after a crash or a
-reboot finds everything again; 'down' removes everything.
+LAB_VCPU_LIMIT (32 standard vCPUs), LAB_GPU_VCPU_LIMIT (8) and LAB_EIP_LIMIT (5 Elastic IPs), on the spot market
+LAB_SPOT_VCPU_LIMIT (32) and LAB_SPOT_GPU_VCPU_LIMIT (8); that market has room for LAB_SPOT_ROOM (40) vCPUs. 'up' after
+a crash or a reboot finds everything again; 'down' removes everything.
 """
 
 
@@ -83,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="keep showing what is added")
     logs.add_argument("-n", "--lines", type=int, default=100, help="how many of the last lines (default: 100)")
     logs.set_defaults(run=logs_command)
+
+    interrupt = commands.add_parser(
+        "interrupt", help="take a spot instance back, as EC2 does", description=interrupt_command.__doc__
+    )
+    interrupt.add_argument("host", help="Name tag, or its end if that is unambiguous, or instance id")
+    interrupt.add_argument("--seconds", type=float, default=120, help="from the notice to the end (default: 120)")
+    interrupt.set_defaults(run=interrupt_command)
 
     image = commands.add_parser("image", help="build the hosts' image", description=image_command.__doc__)
     image.add_argument("release", nargs="?", choices=sorted(RELEASES), default=DEFAULT_RELEASE)
@@ -407,6 +415,30 @@ def _tail(path: Path, lines: int) -> str:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except OSError as error:
         return str(error)
+
+
+def interrupt_command(options: argparse.Namespace) -> int:
+    """Give a spot instance its notice: it stands in the instance's metadata, at /latest/meta-data/spot/instance-action,
+    and after two minutes, or --seconds, the instance is stopped or terminated, as its spot request says.
+    """
+    settings = Settings.load()
+    state = _state(settings)
+    if state is None:
+        raise LabError("the lab is down; 'lab up' starts it")
+    host = _host_named(state["instances"], options.host)
+    request = urllib.request.Request(  # noqa: S310  the lab's own endpoint, on loopback
+        f"{settings.endpoint}/lab/interrupt",
+        data=json.dumps({"instance": host["id"], "seconds": options.seconds}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=30) as answer:
+            notice = json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise LabError(error.read().decode(errors="replace").strip()) from error
+    print(f"{host['name']} has its notice: {notice['action']} at {notice['time']}")
+    return 0
 
 
 def image_command(options: argparse.Namespace) -> int:

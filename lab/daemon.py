@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ log = logging.getLogger("lab")
 SAFETY_NET_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 SETTLE_SECONDS = 0.1
-PRUNE_EVERY_SECONDS = 5.0
+LOOK_EVERY_SECONDS = 1.0
 
 
 class AlreadyRunningError(RuntimeError):
@@ -128,25 +128,30 @@ class Keeper(threading.Thread):
 
 
 class Housekeeper(threading.Thread):
-    """Forgets instances some minutes after they were terminated."""
+    """Forgets instances some minutes after they were terminated, and ends those whose notice is over."""
 
-    def __init__(self, api: Any) -> None:
+    def __init__(self, api: Any, on_change: Callable[[], None] = lambda: None) -> None:
         super().__init__(name="housekeeper", daemon=True)
         self._api = api
+        self._on_change = on_change
         self._ending = threading.Event()
 
     def run(self) -> None:
-        """Look every few seconds until told to end."""
-        while not self._ending.wait(PRUNE_EVERY_SECONDS):
+        """Look every second until told to end."""
+        while not self._ending.wait(LOOK_EVERY_SECONDS):
             try:
                 self.step()
             except Exception:
-                log.exception("terminated instances could not be forgotten")
+                log.exception("instances could not be forgotten or ended")
 
     def step(self) -> None:
-        """Forget what is due."""
-        from lab.api import lifecycle
+        """Do what is due."""
+        from lab.api import lifecycle, spot
 
+        taken = self._api.journal.read(lambda: spot.due(self._api.ec2))
+        if taken:
+            self._api.journal.perform("interrupted", instance_ids=taken)
+            self._on_change()
         due = self._api.journal.read(lambda: lifecycle.outdated(self._api.ec2, self._api.settings.prune_seconds))
         if due:
             self._api.journal.perform("prune", instance_ids=due)
@@ -187,7 +192,7 @@ def _serve(settings: Settings, ending: threading.Event) -> None:
         "the API answers at %s (%d calls replayed, %.1f s)", settings.endpoint, replayed, time.monotonic() - started
     )
     hooks = Hooks(api, on_change=wake.set)
-    workers: list[Any] = [Housekeeper(api)]
+    workers: list[Any] = [Housekeeper(api, wake.set)]
     reconciler = None
     if not settings.api_only:
         from lab.hosts.reconciler import Reconciler

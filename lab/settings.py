@@ -34,6 +34,9 @@ class Settings:
         controller_address: the address as which hosts see this machine.
         standard_vcpus: quota L-1216C47A, running on-demand vCPUs of the A, C, D, H, I, M, R, T and Z families.
         gpu_vcpus: quota L-DB2E81BA, running on-demand vCPUs of the G and VT families.
+        spot_standard_vcpus: quota L-34B43A08, running spot vCPUs of the same families as the on-demand ones.
+        spot_gpu_vcpus: quota L-3819A6DF, running spot vCPUs of the G and VT families.
+        spot_room_vcpus: vCPUs that the spot market has room for at all.
         elastic_addresses: quota L-0263D0A3, Elastic IPs of a region.
         hold_seconds: how long DescribeInstances waits for an instance in it to leave a passing state.
         prune_seconds: how long a terminated instance stays listed.
@@ -50,6 +53,9 @@ class Settings:
     instance_api_address: str = "169.254.169.254"
     standard_vcpus: float = 32
     gpu_vcpus: float = 8
+    spot_standard_vcpus: float = 32
+    spot_gpu_vcpus: float = 8
+    spot_room_vcpus: float = 40
     elastic_addresses: float = 5
     hold_seconds: float = 20
     prune_seconds: float = 300
@@ -66,6 +72,9 @@ class Settings:
             port=int(_number(environment, "LAB_PORT", cls.port)),
             standard_vcpus=_number(environment, "LAB_VCPU_LIMIT", cls.standard_vcpus),
             gpu_vcpus=_number(environment, "LAB_GPU_VCPU_LIMIT", cls.gpu_vcpus),
+            spot_standard_vcpus=_number(environment, "LAB_SPOT_VCPU_LIMIT", cls.spot_standard_vcpus),
+            spot_gpu_vcpus=_number(environment, "LAB_SPOT_GPU_VCPU_LIMIT", cls.spot_gpu_vcpus),
+            spot_room_vcpus=_number(environment, "LAB_SPOT_ROOM", cls.spot_room_vcpus),
             elastic_addresses=_number(environment, "LAB_EIP_LIMIT", cls.elastic_addresses),
             hold_seconds=_number(environment, "LAB_HOLD_SECONDS", cls.hold_seconds),
             prune_seconds=_number(environment, "LAB_PRUNE_SECONDS", cls.prune_seconds),

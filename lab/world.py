@@ -63,6 +63,8 @@ class Instance:
         imds_tokens: required or optional.
         tags: pairs of key and value, sorted.
         reboots: how often it was rebooted through the API.
+        market: on-demand or spot.
+        spot_notice: JSON that says when a spot instance will be stopped or terminated; None as long as it may stay.
     """
 
     id: str
@@ -87,6 +89,8 @@ class Instance:
     availability_zone: str
     launch_time: str
     groups: tuple[str, ...]
+    market: str = "on-demand"
+    spot_notice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,8 @@ def _instance(backend: Any, instance: Any, members: dict[str, tuple[str, ...]]) 
         availability_zone=instance.availability_zone,
         launch_time=instance.launch_time.strftime("%Y-%m-%dT%H:%M:%SZ"),
         groups=tuple(sorted(group.name for group in groups)),
+        market=instance.lifecycle or "on-demand",
+        spot_notice=getattr(instance, "spot_notice", None),
     )
 
 

@@ -7,27 +7,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lab.api import spot
 from lab.api.patching import replace
 
 STANDARD = "L-1216C47A"
 GPU = "L-DB2E81BA"
 ADDRESSES = "L-0263D0A3"
+SPOT_STANDARD = "L-34B43A08"
+SPOT_GPU = "L-3819A6DF"
+# Not a quota: the vCPUs that the spot market has room for.
+SPOT_ROOM = "spot-room"
 _applied = False
 
 
 @dataclass(frozen=True)
 class Quota:
-    """A quota of EC2; ``families`` are the letters with which instance types that count against it begin."""
+    """A quota of EC2; ``families`` are the letters with which instance types that count against it begin, ``spot``
+    says of which market.
+    """
 
     code: str
     name: str
     families: tuple[str, ...] = ()
+    spot: bool = False
 
 
 QUOTAS = (
     Quota(STANDARD, "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", tuple("acdhimrtz")),
     Quota(GPU, "Running On-Demand G and VT instances", ("g", "vt")),
     Quota("L-417A185B", "Running On-Demand P instances", ("p",)),
+    Quota(SPOT_STANDARD, "All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests", tuple("acdhimrtz"), True),
+    Quota(SPOT_GPU, "All G and VT Spot Instance Requests", ("g", "vt"), True),
+    Quota("L-7212CCBC", "All P4, P3 and P2 Spot Instance Requests", ("p",), True),
     Quota(ADDRESSES, "EC2-VPC Elastic IPs"),
 )
 
@@ -35,10 +46,12 @@ QUOTAS = (
 OTHERS = ("trn", "inf", "dl", "mac", "hpc")
 
 # How much of each quota the account has; the lab's process sets the vCPUs from its settings.
-limits: dict[str, float] = {STANDARD: 32, GPU: 8, "L-417A185B": 0, ADDRESSES: 5}
+limits: dict[str, float] = {
+    STANDARD: 32, GPU: 8, "L-417A185B": 0, ADDRESSES: 5, SPOT_STANDARD: 32, SPOT_GPU: 8, "L-7212CCBC": 0, SPOT_ROOM: 40,
+}  # fmt: skip
 
 
-def quota_of(instance_type: str) -> Quota | None:
+def quota_of(instance_type: str, of_spot: bool = False) -> Quota | None:
     """Return the quota that an instance type counts against: the family is the letters before the first digit."""
     letters = ""
     for character in instance_type.partition(".")[0]:
@@ -47,7 +60,8 @@ def quota_of(instance_type: str) -> Quota | None:
         letters += character
     if letters in OTHERS:
         return None
-    return next((quota for quota in QUOTAS if letters in quota.families or letters[:1] in quota.families), None)
+    quotas = [quota for quota in QUOTAS if quota.spot == of_spot]
+    return next((quota for quota in quotas if letters in quota.families or letters[:1] in quota.families), None)
 
 
 def vcpus_of(instance_type: str) -> int:
@@ -63,8 +77,15 @@ def vcpus_in_use(backend: Any, quota: Quota) -> int:
         vcpus_of(instance.instance_type)
         for reservation in backend.reservations.values()
         for instance in reservation.instances
-        if instance.state in ("pending", "running") and quota_of(instance.instance_type) == quota
+        if instance.state in ("pending", "running")
+        and quota_of(instance.instance_type, spot.is_spot(instance)) == quota
     )
+
+
+def room_on_spot(backend: Any) -> float:
+    """Return the vCPUs that the spot market has left."""
+    used = [quota for quota in QUOTAS if quota.spot]
+    return limits[SPOT_ROOM] - sum(vcpus_in_use(backend, quota) for quota in used)
 
 
 def _before(owner: Any, name: str, parameters: str) -> Callable[[Callable[..., None]], None]:
@@ -158,15 +179,26 @@ def quotas_of_instances() -> None:
                     "http://aws.amazon.com/contact-us/ec2-request to request an adjustment to this limit.",
                 )
 
+    def check_spot(backend: Any, wanted: list[str]) -> None:
+        for quota in {found for name in wanted if (found := quota_of(name, of_spot=True))}:
+            needed = sum(vcpus_of(name) for name in wanted if quota_of(name, of_spot=True) == quota)
+            if vcpus_in_use(backend, quota) + needed > limits[quota.code]:
+                raise EC2ClientError("MaxSpotInstanceCountExceeded", "Max spot instance count exceeded")
+        if sum(vcpus_of(name) for name in wanted) > room_on_spot(backend):
+            raise EC2ClientError(
+                "InsufficientInstanceCapacity", "There is no Spot capacity available that matches your request."
+            )
+
     @_before(EC2Backend, "run_instances", "self image_id count")
     def _run(self: Any, image_id: str, count: int, *args: Any, **kwargs: Any) -> None:
-        check(self, [kwargs.get("instance_type") or "m1.small"] * int(count))
+        judge = check if spot.options(self, kwargs) is None else check_spot
+        judge(self, [kwargs.get("instance_type") or "m1.small"] * int(count))
 
     @_before(EC2Backend, "start_instances", "self instance_ids")
     def _start(self: Any, instance_ids: list[str]) -> None:
-        check(
-            self, [one.instance_type for one in self.get_multi_instances_by_id(instance_ids) if one.state == "stopped"]
-        )
+        stopped = [one for one in self.get_multi_instances_by_id(instance_ids) if one.state == "stopped"]
+        check(self, [one.instance_type for one in stopped if not spot.is_spot(one)])
+        check_spot(self, [one.instance_type for one in stopped if spot.is_spot(one)])
 
 
 def addresses_in_subnet() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lab import world
-from lab.api import clock, compat, enforcement, journal, lifecycle, seed
+from lab.api import clock, compat, enforcement, journal, lifecycle, seed, spot
 from lab.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,9 @@ class Api:
             limits={
                 enforcement.STANDARD: self.settings.standard_vcpus,
                 enforcement.GPU: self.settings.gpu_vcpus,
+                enforcement.SPOT_STANDARD: self.settings.spot_standard_vcpus,
+                enforcement.SPOT_GPU: self.settings.spot_gpu_vcpus,
+                enforcement.SPOT_ROOM: self.settings.spot_room_vcpus,
                 enforcement.ADDRESSES: self.settings.elastic_addresses,
             },
         )
@@ -94,12 +97,13 @@ class Api:
         return _send(start_response, answer)
 
     def app(self, environ: dict[str, Any], start_response: journal.StartResponse) -> Iterable[bytes]:
-        """WSGI application for this machine: AWS's API and ``/lab/state``."""
-        if environ.get("PATH_INFO") == "/lab/state":
+        """WSGI application for this machine: AWS's API, ``/lab/state`` and ``/lab/interrupt``."""
+        path = environ.get("PATH_INFO")
+        if path in ("/lab/state", "/lab/interrupt"):
             # Only names that a program on this machine uses: a web page that names its server so gets no answer.
             if environ.get("HTTP_HOST", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
                 return _send(start_response, _plain_answer("403 Forbidden", "ask 127.0.0.1\n"))
-            return _send(start_response, _json_answer(self.state()))
+            return _send(start_response, _json_answer(self.state()) if path == "/lab/state" else self._asked(environ))
         return self.instance_app(environ, start_response)
 
     def state(self) -> dict[str, Any]:
@@ -113,6 +117,19 @@ class Api:
             "enforce_iam": self.settings.enforce_iam,
             **self.observe().as_dict(),
         }
+
+    def _asked(self, environ: dict[str, Any]) -> journal.Answer:
+        """Give a spot instance its notice. A web page cannot send JSON's media type without asking us first."""
+        if environ.get("REQUEST_METHOD") != "POST" or environ.get("CONTENT_TYPE") != "application/json":
+            return _plain_answer("405 Method Not Allowed", "POST application/json\n")
+        try:
+            said = json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+            instance, seconds = str(said["instance"]), float(said["seconds"])
+            notice = self.journal.perform("interrupt", instance_id=instance, seconds=seconds)
+        except (ValueError, TypeError, KeyError) as error:
+            return _plain_answer("400 Bad Request", f"{error}\n")
+        self._on_change()
+        return _json_answer(notice)
 
     def _may_be_held(self, environ: dict[str, Any]) -> bool:
         return environ.get("REQUEST_METHOD") == "POST" and "/ec2/aws4_request" in environ.get("HTTP_AUTHORIZATION", "")
@@ -141,6 +158,8 @@ class Api:
             "running": lambda instance_id: lifecycle.mark_running(self.ec2, instance_id),
             "stopped": lambda instance_ids: lifecycle.mark_stopped(self.ec2, instance_ids),
             "failed": lambda instance_id, reason: lifecycle.mark_failed(self.ec2, instance_id, reason),
+            "interrupt": lambda instance_id, seconds: spot.interrupt(self.ec2, instance_id, seconds),
+            "interrupted": lambda instance_ids: spot.end(self.ec2, instance_ids),
             "prune": lambda instance_ids: lifecycle.prune(self.ec2, instance_ids),
             "credentials": self._credentials,
         }
@@ -283,6 +302,7 @@ def _prepare(settings: Settings) -> None:
     clock.install()
     compat.apply(settings.public_cidr)
     lifecycle.apply()
+    spot.apply()
     enforcement.apply()
 
 

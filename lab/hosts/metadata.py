@@ -163,7 +163,7 @@ class MetadataApp:
             "hostname": local_name,
             "instance-action": "none",
             "instance-id": instance.id,
-            "instance-life-cycle": "on-demand",
+            "instance-life-cycle": instance.market,
             "instance-type": instance.instance_type,
             "local-hostname": local_name,
             "local-ipv4": instance.private_ip,
@@ -173,6 +173,8 @@ class MetadataApp:
             "security-groups": "\n".join(instance.groups),
             "services": {"domain": "amazonaws.com", "partition": "aws"},
         }
+        if instance.spot_notice:
+            tree["spot"] = {"instance-action": instance.spot_notice}
         if instance.public_ip:
             public_name = f"ec2-{instance.public_ip.replace('.', '-')}.compute-1.amazonaws.com"
             tree |= {"public-ipv4": instance.public_ip, "public-hostname": public_name}

@@ -27,6 +27,8 @@ def costs(
         price = prices.get(region, {}).get(kind)
         if price is None:
             told.append(f"{up}; instance_prices does not say what it costs in {region}")
+        elif host.get("instance_lifecycle") == "spot":
+            told.append(f"{up} on spot: at most the on-demand price of {hours * price:.2f} USD, {price:g} USD an hour")
         else:
             told.append(f"{up}: {hours * price:.2f} USD at {price:g} USD an hour, on demand")
     return told

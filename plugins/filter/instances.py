@@ -39,8 +39,35 @@ def to_settle(
     ]
 
 
+def to_buy_on_spot(plans: list[dict[str, Any]], existing: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
+    """Return the planned instances that are to be made as spot instances: an existing one stays what it is.
+
+    Args:
+        plans, existing, system: see `to_settle`.
+    """
+    known = {one["tags"].get("Name") for one in existing}
+    return [plan for plan in plans if plan.get("market") == "spot" and f"{system}-{plan['name']}" not in known]
+
+
+def spot_problems(results: list[dict[str, Any]], zone: str) -> list[str]:
+    """Return, for each instance that the spot market did not give, its type, the zone, why, and what happens instead.
+
+    Args:
+        results: those of the loop of amazon.aws.ec2_instance that failed so.
+        zone: where they were to start.
+    """
+    told = []
+    for result in results:
+        kind, why = result["item"]["type"], str(result["msg"]).strip().rstrip(".")
+        if "MaxSpotInstanceCountExceeded" in why:
+            why = f"the account's quota of spot instances of this family is used up ({why})"
+        told.append(f"{result['item']['name']} ({kind}) is not to be had on spot in {zone}: {why}. It runs on demand.")
+    return told
+
+
 REMEDIES = {
     "InsufficientInstanceCapacity": "Run again later, or choose another type in `instances`",
+    "IncorrectSpotRequestState": "EC2 has taken it back and starts it again when there is room: run again then",
     "VcpuLimitExceeded": "Stop what runs, or have the account's quota for this type raised",
 }
 
@@ -70,4 +97,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Return the filters."""
-        return {"launch_problems": launch_problems, "to_settle": to_settle}
+        return {
+            "launch_problems": launch_problems,
+            "spot_problems": spot_problems,
+            "to_buy_on_spot": to_buy_on_spot,
+            "to_settle": to_settle,
+        }

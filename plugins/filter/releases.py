@@ -52,6 +52,20 @@ def releases_before(record: str, live: str, present: list[str]) -> list[str]:
     return [version for version in before if version in present]
 
 
+def _canary_problems(policy: Mapping[str, Any]) -> list[str]:
+    share = policy.get("canary", 0)
+    try:
+        percent = float(share)
+    except (TypeError, ValueError):
+        return [f"release_policy.canary is {share!r}, not a number."]
+    if not 0 <= percent <= 100:
+        return [f"release_policy.canary is {share}; it can be from 0 to 100."]
+    watch = policy.get("watch")
+    if percent and isinstance(watch, Mapping) and watch.get("seconds") in (0, "0"):
+        return ["release_policy.canary needs a watch: with watch.seconds 0 nobody looks at how the canary does."]
+    return []
+
+
 def release_policy_problems(policy: Any, old_gate: bool = False) -> list[str]:
     """Return in sentences what keeps a release policy from being followed.
 
@@ -66,9 +80,10 @@ def release_policy_problems(policy: Any, old_gate: bool = False) -> list[str]:
             "(inventories/pneumonia/group_vars/all/model.yml shows how) and remove it."
         )
     if not isinstance(policy, Mapping) or not policy:
-        return [*problems, "release_policy is missing: it holds gate, approval and watch."]
+        return [*problems, "release_policy is missing: it holds gate, approval, canary and watch."]
     if policy.get("approval") not in APPROVALS:
         problems.append(f"release_policy.approval is {policy.get('approval')!r}; it can be auto or manual.")
+    problems += _canary_problems(policy)
     sections = {name: policy.get(name) for name in ("gate", "watch")}
     for name, section in sections.items():
         if not isinstance(section, Mapping):
@@ -89,6 +104,68 @@ def release_policy_problems(policy: Any, old_gate: bool = False) -> list[str]:
             bounds = f"from {low} to {high}" if high is not None else f"{low} or more"
             problems.append(f"release_policy.{name}.{key} is {section[key]}; it can be {bounds}.")
     return problems
+
+
+def canary_host(policy: Mapping[str, Any], before: Mapping[str, str], candidate: str) -> str:
+    """Return the host on which a candidate is tried on some of the people; "" where it is not.
+
+    Args:
+        policy: see `release_policy_problems`.
+        before: host to the version that it serves before the release; "" is none.
+        candidate: the version to release.
+    """
+    hosts = sorted(before)
+    if len(hosts) < 2 or float(policy.get("canary", 0)) <= 0 or float(policy["watch"]["seconds"]) <= 0:
+        return ""
+    # Without others who serve there is nobody to serve the other people, and what is no news needs no trial.
+    is_news = before[hosts[0]] not in ("", candidate)
+    return hosts[0] if is_news and any(before[host] for host in hosts[1:]) else ""
+
+
+def way_back(before: Mapping[str, str], host: str) -> str:
+    """Return the version that a host serves after a release that failed somewhere: what it served before, or, where
+    it served nothing, what the others did; "" where nobody served anything.
+
+    Args:
+        before: see `canary_host`.
+        host: one of its hosts.
+    """
+    return before[host] or next((before[name] for name in sorted(before) if before[name]), "")
+
+
+def release_outcome(
+    candidate: str,
+    before: Mapping[str, str],
+    failures: Mapping[str, str],
+    stuck: Mapping[str, str],
+    given: Iterable[str] = (),
+) -> str:
+    """Return in sentences what became of a release that failed.
+
+    Args:
+        candidate: the version that was to be released.
+        before: see `canary_host`.
+        failures: host to the reason why the candidate is not live there.
+        stuck: host to the reason why it could not go back.
+        given: hosts on which it was live for a while.
+    """
+    told = [f"{candidate} is not released."]
+    told += [f"{host}: {why.rstrip('.')}." for host, why in sorted(failures.items())]
+    if not any(before.values()):
+        return " ".join([*told, "No host served a model before, so there is nothing to go back to."])
+    serving = {
+        host: before[host] or (way_back(before, host) if host in given else "nothing yet")
+        for host in sorted(before)
+        if host not in stuck
+    }
+    if serving:
+        told.append(f"What serves now: {', '.join(f'{host} {version}' for host, version in serving.items())}.")
+    for host, why in sorted(stuck.items()):
+        told.append(
+            f"{host} could not be brought back ({why.rstrip('.')}): run playbooks/rollback.yml "
+            f"-e version={way_back(before, host)} when it can be reached."
+        )
+    return " ".join(told)
 
 
 def table(rows: list[list[str]]) -> str:
@@ -176,8 +253,11 @@ class FilterModule:
         """Return the filters."""
         return {
             "bundles_table": bundles_table,
+            "canary_host": canary_host,
             "record_table": record_table,
+            "release_outcome": release_outcome,
             "release_policy_problems": release_policy_problems,
             "release_record": release_record,
             "releases_before": releases_before,
+            "way_back": way_back,
         }

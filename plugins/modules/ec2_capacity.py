@@ -15,6 +15,13 @@ options:
     type: list
     elements: str
     required: true
+  spot_instance_types:
+    description: >-
+      The same of those that are to be spot instances. What the quotas of spot instances have no room for counts among
+      the on-demand ones, as which it would be started.
+    type: list
+    elements: str
+    default: []
   availability_zone:
     description: The zone they would start in.
     type: str
@@ -40,6 +47,11 @@ problems:
   type: list
   elements: str
   returned: always
+notes:
+  description: Which spot instances will be on-demand ones, and why.
+  type: list
+  elements: str
+  returned: always
 demand:
   description: Per quota code, the vCPUs needed, running and allowed.
   type: dict
@@ -55,6 +67,7 @@ try:
 except ImportError:
     pass  # AnsibleAWSModule says what is missing
 
+from collections.abc import Sequence
 from typing import Any
 
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
@@ -65,6 +78,14 @@ QUOTAS = {
     "L-1216C47A": ("Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", tuple("acdhimrtz")),
     "L-DB2E81BA": ("Running On-Demand G and VT instances", ("g", "vt")),
     "L-417A185B": ("Running On-Demand P instances", ("p",)),
+}
+
+
+# The same of spot instances. https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/using-spot-limits.html
+SPOT_QUOTAS = {
+    "L-1216C47A": ("L-34B43A08", "All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests"),
+    "L-DB2E81BA": ("L-3819A6DF", "All G and VT Spot Instance Requests"),
+    "L-417A185B": ("L-7212CCBC", "All P4, P3 and P2 Spot Instance Requests"),
 }
 
 
@@ -94,16 +115,17 @@ def vcpus_of(ec2: Any, instance_types: set[str]) -> dict[str, int]:
     }
 
 
-def running_types(ec2: Any) -> list[str]:
-    """Return the instance type of every instance that counts against a quota now."""
+def running_types(ec2: Any) -> tuple[list[str], list[str]]:
+    """Return the instance types of all on-demand, and of all spot instances that count against a quota now."""
     paginator = ec2.get_paginator("describe_instances")
     filters = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
-    return [
-        instance["InstanceType"]
+    found = [
+        (instance["InstanceType"], instance.get("InstanceLifecycle") == "spot")
         for page in paginator.paginate(Filters=filters)
         for reservation in page["Reservations"]
         for instance in reservation["Instances"]
     ]
+    return [name for name, spot in found if not spot], [name for name, spot in found if spot]
 
 
 def zones_of(ec2: Any, instance_types: set[str]) -> dict[str, set[str]]:
@@ -125,6 +147,39 @@ def zone_problem(zone: str, region: str, zones: list[str]) -> str | None:
     return f"{zone} is not a zone of the region; network.zone can be one of: {letters}"
 
 
+def without_spot(
+    planned: list[str], running: list[str], vcpus: dict[str, int], limits: dict[str, float]
+) -> tuple[list[str], list[str]]:
+    """Return the instance types for which the quotas of spot instances have no room, and that in words.
+
+    Args:
+        planned: instance type of each spot instance still to be started.
+        running: instance type of each that runs.
+        vcpus: vCPUs of an instance type that AWS knows.
+        limits: vCPUs allowed on spot, by the code of the on-demand quota of the same families.
+    """
+    missed, notes = [], []
+    used: dict[str, int] = {}
+    for name in running:
+        if code := quota_of(name):
+            used[code] = used.get(code, 0) + vcpus.get(name, 0)
+    for name in planned:
+        code = quota_of(name)
+        if code is None or code not in limits:
+            continue
+        needed = used.get(code, 0) + vcpus.get(name, 0)
+        if needed <= limits[code]:
+            used[code] = needed
+            continue
+        spot_code, words = SPOT_QUOTAS[code]
+        missed.append(name)
+        notes.append(
+            f"{name} will run on demand: on spot {needed} vCPUs would run, but the quota {spot_code} ({words}) is "
+            f"{limits[code]:.0f}"
+        )
+    return missed, notes
+
+
 def assess(
     planned: list[str],
     running: list[str],
@@ -132,6 +187,7 @@ def assess(
     offers: dict[str, set[str]],
     limits: dict[str, float],
     zone: str,
+    on_spot: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
     """Return what stands in the plan's way, in words, and the demand by quota code.
 
@@ -142,11 +198,11 @@ def assess(
         offers: zones that offer an instance type.
         limits: vCPUs allowed, by quota code.
         zone: where they would start.
+        on_spot: instance type of each that is to be a spot instance; they need no more of a quota here.
     """
-    problems = [
-        f"{name} is not an EC2 instance type; correct it in `instances`" for name in sorted(set(planned) - set(vcpus))
-    ]
-    for name in sorted(set(planned) & set(vcpus)):
+    names = {*planned, *on_spot}
+    problems = [f"{name} is not an EC2 instance type; correct it in `instances`" for name in sorted(names - set(vcpus))]
+    for name in sorted(names & set(vcpus)):
         zones = offers.get(name, set())
         if zone not in zones:
             where = (
@@ -173,29 +229,36 @@ def main() -> None:
     module = AnsibleAWSModule(
         argument_spec={
             "instance_types": {"type": "list", "elements": "str", "required": True},
+            "spot_instance_types": {"type": "list", "elements": "str", "default": []},
             "availability_zone": {"type": "str", "required": True},
         },
         supports_check_mode=True,
     )
     planned, zone = module.params["instance_types"], module.params["availability_zone"]
+    on_spot = module.params["spot_instance_types"]
     try:
         ec2 = module.client("ec2")
         zones = [one["ZoneName"] for one in ec2.describe_availability_zones()["AvailabilityZones"]]
         wrong = zone_problem(zone, module.region, zones)
-        if wrong or not planned:
-            module.exit_json(changed=False, problems=[wrong] if wrong else [], demand={}, zones={})
+        if wrong or not (planned or on_spot):
+            module.exit_json(changed=False, problems=[wrong] if wrong else [], notes=[], demand={}, zones={})
         quotas = module.client("service-quotas")
-        running = running_types(ec2)
-        vcpus = vcpus_of(ec2, {*planned, *running})
-        known = {name for name in planned if name in vcpus}
+        running, running_on_spot = running_types(ec2)
+        vcpus = vcpus_of(ec2, {*planned, *on_spot, *running, *running_on_spot})
+        known = {name for name in (*planned, *on_spot) if name in vcpus}
         offers = zones_of(ec2, known) if known else {}
-        codes = sorted({code for code in map(quota_of, planned) if code})
-        limits = {code: quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"] for code in codes}
+
+        def limit(code: str) -> float:
+            return float(quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"])
+
+        spot_limits = {code: limit(SPOT_QUOTAS[code][0]) for code in {quota_of(name) for name in on_spot} if code}
+        missed, notes = without_spot(on_spot, running_on_spot, vcpus, spot_limits)
+        limits = {code: limit(code) for code in sorted({code for code in map(quota_of, [*planned, *missed]) if code})}
     except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
         module.fail_json_aws(error, msg="Could not ask AWS about instance types and quotas")
-    problems, demand = assess(planned, running, vcpus, offers, limits, zone)
+    problems, demand = assess([*planned, *missed], running, vcpus, offers, limits, zone, on_spot)
     zones_by_type = {name: sorted(offering) for name, offering in offers.items()}
-    module.exit_json(changed=False, problems=problems, demand=demand, zones=zones_by_type)
+    module.exit_json(changed=False, problems=problems, notes=notes, demand=demand, zones=zones_by_type)
 
 
 if __name__ == "__main__":

@@ -172,6 +172,80 @@ def test_a_training_host_that_is_not_kept_is_there_when_something_trains(cloud: 
     assert trainers() == []
 
 
+def on_spot(cloud: Cloud) -> None:
+    """Let the inventory have the training host on spot."""
+    network = cloud.directory / "inventories/pneumonia/group_vars/all/network.yml"
+    text = network.read_text()
+    network.write_text(text.replace("bucket: write}", "bucket: write, market: spot}"))
+    assert network.read_text() != text
+
+
+def trainer_of(cloud: Cloud) -> dict[str, Any]:
+    (found,) = [one for one in cloud.instances() if {"Key": "Role", "Value": "trainer"} in one["Tags"]]
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_a_training_host_on_spot_is_bought_kept_and_let_go(cloud: Cloud) -> None:
+    on_spot(cloud)
+    code, _, output = cloud.play("provision.yml")
+    assert code == 0, output
+    trainer = trainer_of(cloud)
+    assert trainer["InstanceLifecycle"] == "spot"
+    assert [one["Groups"][0]["GroupName"] for one in trainer["NetworkInterfaces"]] == ["lightbox-pneumonia-trainer"]
+    ec2 = cloud.client("ec2")
+    subnets = ec2.describe_subnets(SubnetIds=[trainer["SubnetId"]])["Subnets"]
+    assert [one["CidrBlock"] for one in subnets] == ["10.0.3.0/24"]
+    (request,) = ec2.describe_spot_instance_requests()["SpotInstanceRequests"]
+    assert (request["Type"], request["InstanceInterruptionBehavior"]) == ("persistent", "stop")
+    code, stats, output = cloud.play("provision.yml")
+    assert code == 0 and stats["changed"] == 0, output
+
+    # Taken back, it is stopped; the next run starts it again.
+    cloud.lab("interrupt", "trainer", "--seconds", "0")
+    ec2.get_waiter("instance_stopped").wait(
+        InstanceIds=[trainer["InstanceId"]], WaiterConfig={"Delay": 1, "MaxAttempts": 20}
+    )
+    code, _, output = cloud.play("provision.yml")
+    assert code == 0, output
+    assert trainer_of(cloud)["InstanceId"] == trainer["InstanceId"]
+    assert trainer_of(cloud)["State"]["Name"] == "running"
+
+    here = cloud.directory / "here.yml"
+    here.write_text(f"all: {{hosts: {{localhost: {{ansible_python_interpreter: {BIN / 'python'}}}}}}}\n")
+    code, _, output = cloud.play(
+        "trainer_stop.yml", "-i", str(here), "--limit", "localhost", "-e", "trainer_lifecycle=stop"
+    )
+    assert code == 0 and "on spot: at most the on-demand price of" in output, output
+    # The request of a stopped instance is cancelled too, or EC2 would start another one.
+    code, _, output = cloud.play("destroy.yml")
+    assert code == 0, output
+    assert cloud.instances() == []
+    assert ec2.describe_spot_instance_requests()["SpotInstanceRequests"] == []
+    assert ec2.describe_launch_templates()["LaunchTemplates"] == []
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("cloud", "words"),
+    [
+        ({"LAB_SPOT_ROOM": "0"}, "trainer (g4dn.xlarge) is not to be had on spot in us-east-1a"),
+        ({"LAB_SPOT_GPU_VCPU_LIMIT": "2"}, "g4dn.xlarge will run on demand: on spot 4 vCPUs would run"),
+    ],
+    indirect=["cloud"],
+)
+def test_without_room_on_spot_the_host_runs_on_demand(cloud: Cloud, words: str) -> None:
+    on_spot(cloud)
+    code, _, output = cloud.play("provision.yml")
+    assert code == 0, output
+    assert words in output, output
+    assert "is not to be had on spot" in output and "It runs on demand" in output
+    assert "InstanceLifecycle" not in trainer_of(cloud)
+    assert cloud.client("ec2").describe_spot_instance_requests()["SpotInstanceRequests"] == []
+    code, stats, output = cloud.play("provision.yml")
+    assert code == 0 and stats["changed"] == 0, output
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("cloud", [{"LAB_VCPU_LIMIT": "4"}], indirect=True)
 def test_too_small_a_quota_stops_before_anything_is_made(cloud: Cloud) -> None:

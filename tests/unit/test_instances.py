@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "plugins/filter"))
-from instances import launch_problems, to_settle
+from instances import launch_problems, spot_problems, to_buy_on_spot, to_settle
 
 PLANS = [
     {"name": "api", "role": "api", "subnet": "app", "type": "t3.medium", "bucket": "read"},
@@ -77,3 +77,19 @@ def test_an_instance_that_could_not_be_started_is_named_with_zone_reason_and_rem
     assert (
         "(Other) Correct it and run again." in launch_problems([{**results[1], "msg": "(Other)"}], "us-east-1a", {})[0]
     )
+
+
+def test_what_exists_is_not_bought_on_spot_again():
+    plans = [{"name": "trainer", "market": "spot"}, {"name": "other", "market": "on-demand"}, {"name": "api"}]
+    assert to_buy_on_spot(plans, [], "p") == plans[:1]
+    assert to_buy_on_spot(plans, [{"tags": {"Name": "p-trainer"}}], "p") == []
+
+
+def test_what_the_spot_market_has_no_room_for_is_named_with_the_reason_and_what_happens_instead():
+    trainer = {"name": "trainer", "type": "g4dn.xlarge"}
+    said = "An error occurred (InsufficientInstanceCapacity): There is no Spot capacity available."
+    assert spot_problems([{"item": trainer, "msg": said}], "us-east-1a") == [
+        f"trainer (g4dn.xlarge) is not to be had on spot in us-east-1a: {said} It runs on demand."
+    ]
+    (told,) = spot_problems([{"item": trainer, "msg": "(MaxSpotInstanceCountExceeded)"}], "us-east-1a")
+    assert "the account's quota of spot instances of this family is used up" in told

@@ -73,6 +73,21 @@ def test_a_quota_too_small_says_what_to_request():
     assert "--quota-code L-DB2E81BA --desired-value 4" in problems[0]
 
 
+def test_what_the_spot_quota_has_no_room_for_counts_on_demand():
+    fits = capacity.without_spot(["g4dn.xlarge", "t3.micro"], [], VCPUS, {"L-DB2E81BA": 4, "L-1216C47A": 2})
+    assert fits == ([], [])
+    missed, notes = capacity.without_spot(["g4dn.xlarge"], ["g4dn.xlarge"], VCPUS, {"L-DB2E81BA": 4})
+    assert missed == ["g4dn.xlarge"]
+    assert notes == [
+        "g4dn.xlarge will run on demand: on spot 8 vCPUs would run, but the quota L-3819A6DF (All G and VT Spot "
+        "Instance Requests) is 4"
+    ]
+    # A type that does not exist is one on spot no more than on demand.
+    problems, demand = capacity.assess([], [], VCPUS, {}, {}, "us-east-1a", ["t9.giant"])
+    assert "t9.giant is not an EC2 instance type" in problems[0]
+    assert demand == {}
+
+
 def test_what_already_runs_alone_is_no_problem():
     problems, _ = capacity.assess([], ["g4dn.xlarge"], VCPUS, {}, {"L-DB2E81BA": 0}, "us-east-1a")
     assert problems == []
@@ -188,6 +203,11 @@ def test_a_host_costs_its_price_for_as_long_as_it_is_up():
         assert costs.costs([host("g4dn.xlarge", launched)], prices, "us-east-1", now) == [
             "p-trainer (g4dn.xlarge) has been up for 2:30 h: 1.31 USD at 0.526 USD an hour, on demand"
         ]
+    spot = {**host("g4dn.xlarge", "2026-01-01T23:00:00Z"), "instance_lifecycle": "spot"}
+    assert costs.costs([spot], prices, "us-east-1", now) == [
+        "p-trainer (g4dn.xlarge) has been up for 2:30 h on spot: at most the on-demand price of 1.31 USD, "
+        "0.526 USD an hour"
+    ]
     for kind, region in (("g5.xlarge", "us-east-1"), ("g4dn.xlarge", "eu-west-1")):
         (told,) = costs.costs([host(kind, "2026-01-01T23:00:00Z")], prices, region, now)
         assert (
@@ -251,6 +271,9 @@ def test_a_policy_that_can_be_followed_has_no_problem():
         ({"gate": {"metric": "auroc", "tolerance": 0}}, "release_policy.gate.minimum is None, not a number."),
         ({"gate": {**POLICY["gate"], "tolerance": -1}}, "release_policy.gate.tolerance is -1; it can be 0 or more."),
         ({"watch": {**POLICY["watch"], "errors": 5}}, "release_policy.watch.errors is 5; it can be from 0 to 1."),
+        ({"canary": "some"}, "release_policy.canary is 'some', not a number."),
+        ({"canary": 101}, "release_policy.canary is 101; it can be from 0 to 100."),
+        ({"canary": 5, "watch": {**POLICY["watch"], "seconds": 0}}, "release_policy.canary needs a watch"),
         ({"watch": {**POLICY["watch"], "requests": "many"}}, "release_policy.watch.requests is 'many', not a number."),
     ],
 )
@@ -258,6 +281,36 @@ def test_what_is_wrong_with_a_policy_is_named(change, words):
     problems = releases.release_policy_problems({**POLICY, **change})
     assert len(problems) == 1
     assert words in problems[0]
+
+
+def test_a_canary_is_the_first_host_where_others_serve_the_others():
+    policy = {**POLICY, "canary": 10}
+    assert releases.release_policy_problems(policy) == []
+    assert releases.canary_host(policy, {"b": "A", "a": "A"}, "C") == "a"
+    assert releases.canary_host(policy, {"a": "A", "b": "", "c": "B"}, "C") == "a"
+    for before in ({"a": "A"}, {"a": "A", "b": ""}, {"a": "", "b": "A"}, {"a": "C", "b": "A"}, {}):
+        assert releases.canary_host(policy, before, "C") == ""
+    assert releases.canary_host(POLICY, {"a": "A", "b": "A"}, "C") == ""
+    assert releases.canary_host({**policy, "watch": {**POLICY["watch"], "seconds": 0}}, {"a": "A", "b": "A"}, "C") == ""
+
+
+def test_a_host_goes_back_to_what_it_served_and_a_new_one_to_what_the_others_do():
+    before = {"a": "A", "b": "B", "c": ""}
+    assert [releases.way_back(before, host) for host in before] == ["A", "B", "A"]
+    assert releases.way_back({"a": "", "b": ""}, "a") == ""
+
+
+def test_a_release_that_failed_is_told_host_by_host():
+    before = {"a": "A", "b": "A", "c": "", "d": ""}
+    assert releases.release_outcome("C", before, {"b": "auroc 0.1."}, {}, ["a", "c"]) == (
+        "C is not released. b: auroc 0.1. What serves now: a A, b A, c A, d nothing yet."
+    )
+    assert releases.release_outcome("C", {"a": "A", "b": "A"}, {"b": "no room"}, {"a": "cannot be reached"}) == (
+        "C is not released. b: no room. What serves now: b A. a could not be brought back (cannot be reached): "
+        "run playbooks/rollback.yml -e version=A when it can be reached."
+    )
+    told = releases.release_outcome("C", {"a": "", "b": ""}, {"b": "no room"}, {})
+    assert told.endswith("No host served a model before, so there is nothing to go back to.")
 
 
 def test_the_variable_that_was_replaced_is_named_with_its_replacement():

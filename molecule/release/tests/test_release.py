@@ -8,7 +8,7 @@ from testinfra.host import Host
 
 ROOT = "/var/lib/lightbox/model"
 FIRST, SECOND, THIRD = "20260101T000000Z-first000", "20260102T000000Z-second00", "20260107T000000Z-third000"
-ON_BLACK = "20260108T000000Z-onblack0"
+ON_BLACK, HOPELESS = "20260108T000000Z-onblack0", "20260109T000000Z-hopeless"
 URL = "http://127.0.0.1:5000"
 
 
@@ -32,21 +32,22 @@ def test_the_record_has_every_event_and_no_refused_release(host: Host) -> None:
         ("released", FIRST), ("released", SECOND), ("rolled-back-to", FIRST),
         ("released", SECOND), ("released", FIRST), ("released", THIRD), ("rolled-back-to", FIRST),
         ("rolled-back-to", THIRD), ("rolled-back-to", SECOND), ("rolled-back-to", FIRST),
+        ("released", HOPELESS), ("rolled-back-to", FIRST),
         ("released", ON_BLACK), ("rolled-back-to", FIRST),
     ]  # fmt: skip
     assert lines[0][2:] == ["Ada_Lovelace", "auroc 0.9500, no model is live"]
     assert lines[1][3] == "auroc 0.9500, live 0.9500"
     assert lines[7][2:] == ["Ada_Lovelace", "a doctor asked"]
     assert lines[8][3] == "-"
+    assert lines[10][3] == "it serves elsewhere"
     assert lines[-1][2] == "automatic"
     assert "more than 5.0% failed" in lines[-1][3]
 
 
 def test_what_was_refused_left_nothing(host: Host) -> None:
     assert host.check_output(f"ls {ROOT}/incoming") == ""
-    # The last release that lasted left two, the live one and the one before it. Since then one was fetched again to go
-    # back to it, and one was taken back.
-    assert sorted(host.check_output(f"ls {ROOT}/releases").split()) == [FIRST, SECOND, THIRD, ON_BLACK]
+    # The last release that lasted left two, the live one and the one before it. Since then one was taken back.
+    assert sorted(host.check_output(f"ls {ROOT}/releases").split()) == [FIRST, ON_BLACK, HOPELESS]
     assert sorted(host.check_output(f"ls {ROOT}").split()) == ["current", "incoming", "releases", "releases.log"]
 
 

@@ -6,6 +6,8 @@ Environment (besides that of :mod:`lightbox.gunicorn_conf`):
 
 ``LIGHTBOX_API_URLS``          addresses of the API hosts, comma separated (default ``http://127.0.0.1:5000``)
 ``LIGHTBOX_API_TIMEOUT``       seconds an answer of the API may take (default 30)
+``LIGHTBOX_CANARY_FILE``       file that says which of them only some people are served by (default: there is none),
+                               see :mod:`lightbox.ui.canary`
 ``LIGHTBOX_MAX_UPLOAD_BYTES``  largest file accepted (default 20 MiB); the API has the last word
 ``LIGHTBOX_TITLE``             title of the pages (default ``Pneumonia Detection``)
 ``LIGHTBOX_SUBJECT``           what an image should show, with its article (default ``a chest X-ray``)
@@ -30,7 +32,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import anyio.to_thread
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import FormData, UploadFile
@@ -38,7 +40,7 @@ from starlette.exceptions import HTTPException
 
 from lightbox import web
 from lightbox.pages import page_headers, templates, version_of
-from lightbox.ui import csrf
+from lightbox.ui import canary, csrf
 from lightbox.ui.answers import Case, Model, Prediction, Scale, moment, scale, tone
 from lightbox.ui.card import read_card
 from lightbox.ui.client import ApiClient, ApiError
@@ -63,6 +65,7 @@ class Settings:
     max_upload_bytes: int = web.MAX_UPLOAD_BYTES
     title: str = "Pneumonia Detection"
     subject: str = "a chest X-ray"
+    canary_file: Path | None = None
     csrf_secret: str = field(default_factory=csrf.read_secret, repr=False)
 
     @classmethod
@@ -78,6 +81,7 @@ class Settings:
             max_upload_bytes=web.positive_int(environ, "LIGHTBOX_MAX_UPLOAD_BYTES", web.MAX_UPLOAD_BYTES),
             title=environ.get("LIGHTBOX_TITLE", "") or "Pneumonia Detection",
             subject=environ.get("LIGHTBOX_SUBJECT", "") or "a chest X-ray",
+            canary_file=Path(named) if (named := environ.get("LIGHTBOX_CANARY_FILE", "")) else None,
             csrf_secret=csrf.read_secret(environ),
         )
 
@@ -192,7 +196,13 @@ class Pages:
         return HTMLResponse(text, status_code=500, headers={**HEADERS, "X-Lightbox-Part": "error"})
 
 
-router = APIRouter()
+async def know_visitor(request: Request) -> None:
+    """Keep in mind who asks: a canary serves the same people throughout."""
+    address = request.client.host if request.client else ""
+    canary.visitor.set(request.cookies.get(csrf.cookie_name(request)) or address)
+
+
+router = APIRouter(dependencies=[Depends(know_visitor)])
 
 
 def pages_of(request: Request) -> Pages:
@@ -483,7 +493,7 @@ async def http_error(request: Request, problem: Exception) -> Response:
 def create_app(settings: Settings | None = None, client: ApiClient | None = None) -> FastAPI:
     """Return the pages; settings and client default to what the environment says."""
     settings = settings or Settings.read()
-    api = client or ApiClient(settings.api_urls, settings.api_timeout)
+    api = client or ApiClient(settings.api_urls, settings.api_timeout, canary_file=settings.canary_file)
     pages = Pages(settings, api)
 
     @asynccontextmanager

@@ -10,12 +10,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
 from lightbox import web
-from lightbox.ui import answers
+from lightbox.ui import answers, canary
 from lightbox.ui.answers import Case, CasesPage, Model, Prediction
 
 # The request did not reach the API, or its connection broke before an answer: a worker was replaced, a host is down.
@@ -34,6 +35,8 @@ PAUSE = 0.15
 # Seconds for which an address that failed is asked last.
 SHUNNED = 5.0
 MODEL_SECONDS = 5.0
+# Seconds that a canary may take before the others are asked.
+CANARY_SECONDS = 10.0
 # A host that lost its power answers nothing at all: the connection counts as broken after 3 s without a sign of life,
 # however long an answer may take.
 SOCKET_OPTIONS = [
@@ -77,6 +80,9 @@ class ApiClient:
     address whose connection failed or that gave no answer in time is asked last for some seconds, so that a dead host
     costs the first requests time and not every second one. A request goes to two hosts with the same X-Request-ID, of
     which the API makes one case.
+
+    While there is a canary (:mod:`lightbox.ui.canary`) its people's requests go there first and nobody else's before
+    the last. Whatever it fails at, an error, nonsense or no answer in time, the others are asked.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class ApiClient:
         timeout: float = 30.0,
         connect_timeout: float = 1.0,
         transport: httpx.AsyncBaseTransport | None = None,
+        canary_file: Path | None = None,
     ) -> None:
         """Make a client for ``urls`` (``http://host:port``); the limits are in seconds.
 
@@ -94,6 +101,7 @@ class ApiClient:
         self.urls = [url.strip().rstrip("/") for url in urls if url.strip()]
         if not self.urls or not all(url.startswith(("http://", "https://")) for url in self.urls):
             raise ValueError("LIGHTBOX_API_URLS must hold addresses of the form http://host:port, comma separated")
+        self._canary = canary.Watched(canary_file, self.urls)
         self._turns: Iterator[int] = itertools.cycle(range(len(self.urls)))
         self._failed: dict[str, float] = {}
         self._http = httpx.AsyncClient(
@@ -103,23 +111,28 @@ class ApiClient:
             trust_env=False,
             follow_redirects=False,
         )
+        self._trial = httpx.Timeout(min(timeout, CANARY_SECONDS), connect=connect_timeout)
         self._logger = web.get_logger("ui")
-        self._model: Model | ApiError | None = None
-        self._model_time = float("-inf")
+        # By the address of the canary for its own people, and "" for everybody else.
+        self._models: dict[str, tuple[float, Model | ApiError]] = {}
         self._model_lock = asyncio.Lock()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
-    def _order(self) -> list[str]:
+    def _order(self, tried: canary.Canary | None = None) -> list[str]:
         """Return the addresses of one request's tries: each once, from the next in turn, those that failed a moment
-        ago last; a single one twice.
+        ago last; a single one twice. A canary is the first for its own people, if it did not just fail, and the last
+        for everybody else.
         """
         first = next(self._turns)
         order = self.urls[first:] + self.urls[:first]
         limit = time.monotonic() - SHUNNED
         order.sort(key=lambda url: self._failed.get(url, float("-inf")) > limit)
+        if tried:
+            own = tried.serves(canary.visitor.get()) and self._failed.get(tried.url, float("-inf")) <= limit
+            order.sort(key=lambda url: (url == tried.url) != own)
         return order if len(order) > 1 else order * 2
 
     async def _ask(
@@ -129,9 +142,12 @@ class ApiClient:
         request_id: str,
         expected: Collection[int] = (200,),
         streamed: bool = False,
+        without: str = "",
         **more: Any,
     ) -> httpx.Response:
         """Return an answer of an expected status; a streamed one still has its body to be read, and to be closed.
+
+        The address ``without`` is not asked.
 
         Raises:
             ApiError: there is none.
@@ -139,42 +155,66 @@ class ApiClient:
         problem: ApiError | None = None
         previous = None
         headers = {"X-Request-ID": request_id, "Accept": "application/json, application/problem+json, */*"}
-        for url in self._order():
+        tried = self._canary.now()
+        for url in self._order(tried):
+            if url == without:
+                continue
             if url == previous:
                 if not (problem and problem.kind == "api_down"):
                     break
                 await asyncio.sleep(PAUSE)
+            # A canary that everybody else has refused is not held to more than they are.
+            on_trial = tried is not None and url == tried.url and previous is None
             previous = url
             try:
-                request = self._http.build_request(method, url + path, headers=headers, **more)
+                limits = self._trial if on_trial else self._http.timeout
+                request = self._http.build_request(method, url + path, headers=headers, timeout=limits, **more)
                 response = await self._http.send(request, stream=True)
                 if response.status_code not in expected or not streamed:
                     try:
                         await response.aread()
                     finally:
                         await response.aclose()
-            except CONNECTION_ERRORS as error:
-                self._shun(url, path, request_id, error)
-                problem = ApiError(503, "api_down", "The prediction service cannot be reached.")
-                continue
-            except httpx.TimeoutException as error:
-                self._shun(url, path, request_id, error)
-                raise ApiError(504, "api_timeout", "The prediction service took too long to answer.") from None
             except httpx.HTTPError as error:
-                self._log(url, path, request_id, type(error).__name__)
-                raise ApiError(502, "api_protocol", "The prediction service cannot be understood.") from None
+                problem = self._failure(url, path, request_id, error)
+                if problem.kind != "api_down" and not on_trial:
+                    raise problem from None
+                continue
             self._failed.pop(url, None)
             if response.status_code in expected:
                 return response
             problem = self._refusal(response)
             self._log(url, path, request_id, f"status {response.status_code}")
-            if response.status_code not in ELSEWHERE:
+            if response.status_code not in ELSEWHERE and not (on_trial and response.status_code >= 500):
                 break
         raise problem or ApiError(503, "api_down", "The prediction service cannot be reached.")
 
-    def _shun(self, url: str, path: str, request_id: str, error: Exception) -> None:
-        self._failed[url] = time.monotonic()
+    async def _read(self, read: Callable[[Any], T], method: str, path: str, request_id: str, **more: Any) -> T:
+        """Return what a request was answered with, understood.
+
+        Raises:
+            ApiError: there is no answer, or it is not what was agreed.
+        """
+        response = await self._ask(method, path, request_id, **more)
+        try:
+            return understood(response, read)
+        except ApiError:
+            tried = self._canary.now()
+            if tried is None or not str(response.url).startswith(f"{tried.url}/"):
+                raise
+        self._log(tried.url, path, request_id, "an answer that is not what was agreed")
+        return understood(await self._ask(method, path, request_id, without=tried.url, **more), read)
+
+    def _failure(self, url: str, path: str, request_id: str, error: httpx.HTTPError) -> ApiError:
+        """Return what a try without an answer means; an address that is down or too slow is asked last for a while."""
         self._log(url, path, request_id, type(error).__name__)
+        if isinstance(error, CONNECTION_ERRORS):
+            self._failed[url] = time.monotonic()
+            return ApiError(503, "api_down", "The prediction service cannot be reached.")
+        if isinstance(error, httpx.TimeoutException):
+            self._failed[url] = time.monotonic()
+            return ApiError(504, "api_timeout", "The prediction service took too long to answer.")
+        return ApiError(502, "api_protocol", "The prediction service cannot be understood.")
 
     def _log(self, url: str, path: str, request_id: str, reason: str) -> None:
         fields = {"request_id": request_id, "api": url, "path": path, "reason": reason}
@@ -199,7 +239,8 @@ class ApiClient:
         Raises:
             ApiError: there is no verdict.
         """
-        response = await self._ask(
+        return await self._read(
+            answers.read_prediction,
             "POST",
             "/v1/predictions",
             request_id,
@@ -207,7 +248,6 @@ class ApiClient:
             params={"heatmap": "true"},
             files={"file": (name, content, "application/octet-stream")},
         )
-        return self._read(response, answers.read_prediction)
 
     async def cases(self, query: Mapping[str, str], request_id: str) -> CasesPage:
         """Return the page of cases that a query asks for.
@@ -215,7 +255,7 @@ class ApiClient:
         Raises:
             ApiError: there is none.
         """
-        return self._read(await self._ask("GET", "/v1/cases", request_id, params=dict(query)), answers.read_cases)
+        return await self._read(answers.read_cases, "GET", "/v1/cases", request_id, params=dict(query))
 
     async def case(self, identity: str, request_id: str) -> Case:
         """Return a case.
@@ -223,7 +263,7 @@ class ApiClient:
         Raises:
             ApiError: it cannot be had; with status 404 there is none of that id.
         """
-        return self._read(await self._ask("GET", f"/v1/cases/{identity}", request_id), answers.read_case)
+        return await self._read(answers.read_case, "GET", f"/v1/cases/{identity}", request_id)
 
     async def delete(self, identity: str, request_id: str) -> None:
         """Delete a case; one that is gone already, for example by a first try, is as good as deleted.
@@ -239,8 +279,8 @@ class ApiClient:
         Raises:
             ApiError: it was not stored, or nobody knows.
         """
-        response = await self._ask("PUT", f"/v1/cases/{identity}/feedback", request_id, json={"label": label})
-        return self._read(response, answers.read_case)
+        path, body = f"/v1/cases/{identity}/feedback", {"label": label}
+        return await self._read(answers.read_case, "PUT", path, request_id, json=body)
 
     async def withdraw_feedback(self, identity: str, request_id: str) -> Case:
         """Take back what was said of a case; return the case.
@@ -248,7 +288,7 @@ class ApiClient:
         Raises:
             ApiError: it was not taken back, or nobody knows.
         """
-        return self._read(await self._ask("DELETE", f"/v1/cases/{identity}/feedback", request_id), answers.read_case)
+        return await self._read(answers.read_case, "DELETE", f"/v1/cases/{identity}/feedback", request_id)
 
     async def picture(self, identity: str, kind: str, request_id: str) -> Picture:
         """Return the ``image`` or the ``heatmap`` of a case.
@@ -283,14 +323,16 @@ class ApiClient:
         Raises:
             ApiError: the API does not say.
         """
+        tried = self._canary.now()
+        side = tried.url if tried and tried.serves(canary.visitor.get()) else ""
         async with self._model_lock:
-            if self._model is None or time.monotonic() - self._model_time > MODEL_SECONDS:
+            told, known = self._models.get(side, (float("-inf"), None))
+            if known is None or time.monotonic() - told > MODEL_SECONDS:
                 try:
-                    self._model = self._read(await self._ask("GET", "/v1/model", request_id), answers.read_model)
+                    known = await self._read(answers.read_model, "GET", "/v1/model", request_id)
                 except ApiError as problem:
-                    self._model = problem
-                self._model_time = time.monotonic()
-            known = self._model
+                    known = problem
+                self._models[side] = (time.monotonic(), known)
         if isinstance(known, ApiError):
             raise ApiError(known.status, known.kind, str(known), known.retry_after)
         return known
@@ -302,13 +344,18 @@ class ApiClient:
         except ApiError:
             return None
 
-    @staticmethod
-    def _read(response: httpx.Response, read: Callable[[Any], T]) -> T:
-        try:
-            return read(response.json())
-        # Not JSON, not text, or not what was agreed: all are ValueErrors.
-        except (ValueError, RecursionError):
-            raise malformed() from None
+
+def understood(response: httpx.Response, read: Callable[[Any], T]) -> T:
+    """Return what an answer says.
+
+    Raises:
+        ApiError: it is not what was agreed.
+    """
+    try:
+        return read(response.json())
+    # Not JSON, not text, or not what was agreed: all are ValueErrors.
+    except (ValueError, RecursionError):
+        raise malformed() from None
 
 
 def malformed() -> ApiError:
