@@ -10,7 +10,7 @@ import pytest
 from drawing_kit import MANNERS, SIDE, TEMPLATES, drawings, render
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from serving_kit import png, write_bundle
 from test_digits import MNIST
 
@@ -97,6 +97,17 @@ def test_a_dot_at_the_far_end_is_not_cut_off() -> None:
     found = centred(image)
     assert max(extent(found)) == 20
     assert found[np.flatnonzero(found.any(axis=1))[-1]].max() > 64
+
+
+def test_a_thin_line_does_not_fade_and_dust_is_nothing() -> None:
+    image = Image.new("L", (3000, 3000))
+    ImageDraw.Draw(image).line([(200, 200), (900, 2700)], fill=200, width=5)
+    found = centred(image)
+    assert found.max() == pytest.approx(200, abs=2) and max(extent(found > 40)) == 20
+    dust = Image.new("L", (6000, 6000))
+    for place in ((10, 10), (5900, 5900)):
+        dust.putpixel(place, 255)
+    assert not centred(dust).any()
 
 
 def test_colour_and_other_sizes_keep_their_shape() -> None:

@@ -48,6 +48,12 @@ def centre(image: Image.Image, height: int, width: int) -> Image.Image:
         size = (max(1, round((box[2] - box[0]) * scale)), max(1, round((box[3] - box[1]) * scale)))
         # Pillow averages where it makes smaller, as the makers' anti-aliasing did.
         scaled = image.crop(box).resize(size, Image.Resampling.BILINEAR)
+        peak, levels = int(levels.max()), np.asarray(scaled.convert("L"))
+        if not levels.any():
+            return frame
+        # A thin line fades when it is made small; it was as bright as a thick one.
+        ratio = peak / int(levels.max())
+        scaled = scaled.point([min(255, round(level * ratio)) for level in range(256)] * len(scaled.getbands()))
         levels = np.asarray(scaled.convert("L"))
         ink = levels > 0
     frame.paste(scaled, (_offset(levels, ink, 1, width), _offset(levels, ink, 0, height)))
