@@ -260,7 +260,7 @@ def preprocess(image: Image.Image, bundle: Bundle) -> Floats:
     takes, settings = bundle.input, bundle.contract["preprocessing"]
     pixels = to_pixels(image, takes.height, takes.width, takes.color, settings["resize"])[np.newaxis]
     if bundle.centred and is_blank(pixels):
-        raise ImageError("blank", "There is nothing on the picture: draw a digit in white on black, and send it again.")
+        raise ImageError("blank", "There is nothing on the picture. Draw in white on black, and send it again.")
     return (pixels.astype(np.float32) * np.float32(settings["scale"]) + np.float32(settings["offset"])).astype(
         np.float32
     )
