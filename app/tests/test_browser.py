@@ -158,9 +158,9 @@ def dropped(page: Page, kind: str, files: dict[str, bytes], target: str) -> None
     page.evaluate(script, [kind, [[name, list(content)] for name, content in files.items()], target])
 
 
-def analyze(page: Page, content: bytes, name: str = "xray.png") -> None:
+def analyze(page: Page, content: bytes, name: str = "xray.png", thing: str = "Image") -> None:
     page.set_input_files("#file", files=[payload(content, name)])
-    page.get_by_role("button", name="Analyze Image").click()
+    page.get_by_role("button", name=f"Analyze {thing}").click()
 
 
 def test_an_upload_shows_a_verdict_and_is_found_again(page: Page) -> None:
@@ -625,8 +625,83 @@ def test_what_is_drawn_is_classified(browser: Browser, drawing: Site, redis_serv
         picture = Image.new("L", (28, 28), 0)
         picture.paste(255, (25, 0, 28, 28))
         picture.save(stream, "PNG")
-        analyze(page, stream.getvalue())
+        analyze(page, stream.getvalue(), thing="Drawing")
         expect(page.locator("[data-verdict='9']")).to_be_visible()
+
+
+@pytest.mark.parametrize("look", ["light", "phone"])
+def test_pages_of_drawings_speak_of_drawings(
+    browser: Browser, drawing: Site, redis_server: RedisServer, look: str
+) -> None:
+    def check(page: Page, name: str) -> None:
+        text = page.locator("body").inner_text()
+        found = re.findall(r"(?i)physician|diagnosis|clinical|x-ray|DICOM|patient|\bfilms?\b", text)
+        assert found == [], (page.url, found)
+        expect(page.get_by_text("A guess, not a certainty").first).to_be_visible()
+        assert fits(page), page.url
+        shot(page, f"drawing-{name}-{look}")
+        accessible(page)
+
+    settings: dict[str, Any] = {}
+    if look == "phone":
+        settings.update(viewport=PHONE, has_touch=True, is_mobile=True, color_scheme="dark")
+    with opened(browser, drawing, **settings) as page:
+        page.goto("/index.html")
+        assert page.url == f"{drawing.ui.url}/", "the first version's address leads on"
+        expect(page.get_by_role("link", name="Draw the first one.")).to_be_visible()
+        check(page, "empty")
+        page.get_by_role("link", name="Draw the first one.").click()
+        expect(page.get_by_role("heading", name="Draw a Digit inside This Box")).to_be_visible()
+        check(page, "canvas")
+        stroke(page, 0.35)
+        page.get_by_role("button", name="Predict").click()
+        expect(page.locator("[data-verdict='3'] table.bars tr")).to_have_count(10)
+        check(page, "verdict")
+        page.get_by_role("button", name="Clear").click()
+        stroke(page, 0.75)
+        stroke(page, 0.25)
+        page.get_by_role("button", name="Predict").click()
+        expect(page.locator("[data-verdict=Uncertain]")).to_contain_text("A person should look at this drawing.")
+        check(page, "uncertain")
+        page.locator("summary").click()
+        page.set_input_files("#file", files=[payload(png(9)), payload(b"no image", "letter.png")])
+        page.get_by_role("button", name="Analyze 2 Drawings").click()
+        expect(page.locator("#summary")).to_have_text("1 of 2 drawings analyzed; 1 without a verdict")
+        page.goto("/")
+        expect(rows(page)).to_have_count(3)
+        check(page, "results")
+        rows(page).first.locator(".name a").click()
+        check(page, "case")
+        page.get_by_role("link", name="Delete").click()
+        expect(page.get_by_role("dialog")).to_contain_text("Its drawing, verdict and feedback")
+        page.goto("/model")
+        check(page, "model")
+
+
+def test_a_stroke_ends_where_the_pen_is_lifted_wherever_that_is(
+    browser: Browser, drawing: Site, redis_server: RedisServer
+) -> None:
+    with opened(browser, drawing) as page:
+        page.goto("/predict")
+        box = page.locator("#canvas").bounding_box()
+        assert box
+        page.mouse.move(box["x"] + 140, box["y"] + 140)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 140, box["y"] + 400, steps=4)
+        page.mouse.up()
+        page.mouse.move(box["x"] + 30, box["y"] + 30, steps=4)
+        assert (grey(page, 140, 270), grey(page, 30, 30)) == (255, 0)
+        # A pen, of which the mouse knows nothing.
+        page.locator("#canvas").evaluate(
+            """(canvas, [x, y]) => {
+                canvas.setPointerCapture = () => {};
+                const at = (kind, dx) => canvas.dispatchEvent(new PointerEvent(kind, {pointerId: 7, pointerType: "pen",
+                    isPrimary: true, bubbles: true, cancelable: true, clientX: x + dx, clientY: y + 60}));
+                at("pointerdown", 40); at("pointermove", 90); at("pointerup", 90); at("pointermove", 250);
+            }""",
+            [box["x"], box["y"]],
+        )
+        assert (grey(page, 65, 60), grey(page, 90, 60), grey(page, 200, 60)) == (255, 255, 0)
 
 
 # --- every page, every reader ---

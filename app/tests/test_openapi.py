@@ -100,6 +100,7 @@ def test_every_route_is_described(document: dict[str, Any]) -> None:
     found = {(method, path) for path, method, _ in operations(document)}
     assert found >= {
         ("get", "/health"), ("get", "/ready"), ("post", "/predict"), ("get", "/predictions"), ("get", "/metrics"),
+        ("post", "/predict/"),
         ("get", "/v1/health/live"), ("get", "/v1/health/ready"), ("get", "/v1/model"), ("post", "/v1/predictions"),
         ("post", "/v1/predictions/batch"), ("get", "/v1/cases"), ("get", "/v1/cases.csv"),
         ("get", "/v1/cases/{case_id}"), ("delete", "/v1/cases/{case_id}"), ("get", "/v1/cases/{case_id}/image"),
@@ -113,6 +114,14 @@ def test_every_route_is_described(document: dict[str, Any]) -> None:
             if status >= "400" and path.startswith("/v1/") and not path.endswith("/ready"):
                 assert answer["content"] == PROBLEM, (method, path, status)
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_a_drawing_is_answered_in_two_forms(document: dict[str, Any]) -> None:
+    drawn = document["paths"]["/predict/"]["post"]
+    content = drawn["responses"]["200"]["content"]
+    assert content["text/plain"]["schema"]["type"] == "string"
+    assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/DrawnPrediction"}
+    assert drawn["requestBody"]["required"] and "text/plain" in drawn["requestBody"]["content"]
 
 
 @pytest.mark.parametrize("path", ["/predict", "/v1/predictions", "/v1/predictions/batch"])

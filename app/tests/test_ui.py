@@ -279,6 +279,11 @@ def test_an_unknown_model_is_not_taken_for_a_real_one() -> None:
 # --- verdicts that are none ---
 
 
+def test_the_first_versions_address_leads_on(ui: TestClient) -> None:
+    answer = ui.get("/index.html", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (308, "/")
+
+
 def test_an_uncertain_verdict_is_its_own(ui: TestClient) -> None:
     text = upload(ui, png(130), **PART).text
     assert 'data-verdict="Uncertain" data-label="Pneumonia"' in text

@@ -21,6 +21,7 @@ from lightbox.ui.answers import read_case, read_model, scale, tone
 from lightbox.ui.app import Settings, create_app
 from lightbox.ui.card import plain, read_card
 from lightbox.ui.client import ApiClient
+from lightbox.ui.words import DRAWINGS, IMAGES, words_of
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,20 @@ def test_the_card_says_what_the_contract_says(contract: dict[str, Any]) -> None:
     assert "Of 10 images of Normal, 9 were called Normal, 1 were called Pneumonia." in text
     assert "The area under the curve is 0.950." in text
     assert "At 95% confidence 94% of 16 images." in text
+
+
+def test_words_are_of_what_the_model_takes(contract: dict[str, Any]) -> None:
+    digits = {**contract, "labels": [str(n) for n in range(10)], "input": {**contract["input"], "form": "canvas"}}
+    digits["limits"] = []
+    centred = {**digits, "preprocessing": {"resize": "centred", "scale": 1, "offset": 0}}
+    assert words_of(None) == words_of(read_model(contract)) == IMAGES
+    assert words_of(read_model({**digits, "labels": ["cat", "dog"]})) == DRAWINGS
+    assert words_of(read_model(digits)).heading == "Draw a Digit inside This Box"
+    assert "should fill" in words_of(read_model(digits)).hint
+    assert "any size" in words_of(read_model(centred)).hint
+    text = page_of(centred)
+    assert "A guess, not a certainty." in text and "a program made them" in text
+    assert not re.search("(?i)physician|diagnosis|clinical", text)
 
 
 def test_figures_come_with_their_intervals_and_those_of_kinds_of_images(contract: dict[str, Any]) -> None:

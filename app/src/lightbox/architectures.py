@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lightbox.bundle import file_digest
+from lightbox.bundle import CENTRED, file_digest
 
 # Means that Keras' ResNet50 weights were trained with, in the order blue, green, red, on a scale of 0 to 255.
 IMAGENET_BGR = (103.939, 116.779, 123.68)
@@ -291,6 +291,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             scale=1 / 255,
             offset=0.0,
             build=mnist,
+            resize=CENTRED,
             defaults={
                 "image_size": 28,
                 "epochs": 16,

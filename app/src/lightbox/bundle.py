@@ -23,13 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from lightbox.centring import centre, is_blank
+from lightbox.images import ImageError
+
 SCHEMA = 1
 KERAS_FILE = "best_model.keras"
+CENTRED = "centred"
 RESIZE = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
     "area": Image.Resampling.BOX,
+    # Not stretched but moved and scaled, see lightbox.centring.
+    CENTRED: None,
 }
 COLOR_MODES = {"grayscale": ("L", 1), "rgb": ("RGB", 3)}
 OUTPUTS = ("sigmoid", "softmax")
@@ -184,6 +190,11 @@ class Bundle:
         return {"score": "score", **self.contract["serving"].get("outputs", {})}
 
     @property
+    def centred(self) -> bool:
+        """Whether what is on an image is moved to the middle and scaled, instead of the image."""
+        return bool(self.contract["preprocessing"]["resize"] == CENTRED)
+
+    @property
     def synthetic(self) -> bool:
         """Whether the model was trained on images that were drawn, not taken."""
         return bool(self.contract.get("data", {}).get("synthetic"))
@@ -228,7 +239,8 @@ def to_pixels(image: Image.Image, height: int, width: int, color: str, resize: s
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     mode, channels = COLOR_MODES[color]
-    image = image.convert(mode).resize((width, height), RESIZE[resize])
+    image, method = image.convert(mode), RESIZE[resize]
+    image = centre(image, height, width) if method is None else image.resize((width, height), method)
     return np.asarray(image, dtype=np.uint8).reshape(height, width, channels)
 
 
@@ -241,9 +253,14 @@ def preprocess(image: Image.Image, bundle: Bundle) -> Floats:
 
     Returns:
         Array of shape (1, height, width, channels).
+
+    Raises:
+        ImageError: there is nothing on it to be centred.
     """
     takes, settings = bundle.input, bundle.contract["preprocessing"]
     pixels = to_pixels(image, takes.height, takes.width, takes.color, settings["resize"])[np.newaxis]
+    if bundle.centred and is_blank(pixels):
+        raise ImageError("blank", "There is nothing on the picture. Draw in white on black, and send it again.")
     return (pixels.astype(np.float32) * np.float32(settings["scale"]) + np.float32(settings["offset"])).astype(
         np.float32
     )

@@ -36,6 +36,7 @@ import numpy as np
 from lightbox import (
     architectures,
     bundle,
+    centring,
     data,
     evaluation,
     export,
@@ -126,8 +127,9 @@ SYSTEMS = {
     "mnist": System(
         classes={digit: digit for digit in "0123456789"},
         limits=(
-            "The figures hold for {images} test images from the source of the training images: digits that fill most "
-            "of the image, centred, white on black. Drawings that are placed or sized otherwise can be judged worse.",
+            "The figures hold for {images} test images from the source of the training images: digits of one hand "
+            "each, with a pen, white on black. A drawing is moved and scaled to be like them; one with a line much "
+            "thinner or thicker for its size, or with marks beside the digit, can be judged worse.",
             "Only the ten digits are known: a letter is called the digit it looks most like.",
         ),
         synthetic="The model was trained on synthetic digits: nobody wrote them.",
@@ -440,7 +442,7 @@ def say(line: str) -> None:
 def code_digest() -> str:
     """Return the digest of the code that decides what a network learns and what its bundle says of it."""
     digest = hashlib.sha256()
-    modules = (architectures, training, workers, evaluation, robustness, export)
+    modules = (architectures, centring, training, workers, evaluation, robustness, export)
     parts = (*modules, bundle.to_pixels, data.split_by_patient, data.patient_of)
     for part in parts:
         digest.update(inspect.getsource(part).encode())
@@ -574,6 +576,9 @@ def make_bundle(
     }
 
     def predict(pixels: Any) -> Any:
+        if architecture.resize == bundle.CENTRED:
+            # Images are served changed first and centred then.
+            pixels = np.stack([centring.centre_pixels(image) for image in pixels])
         return training.predict(model, Sides(pixels, {"changed": np.arange(len(pixels))}, {}), "changed", architecture)
 
     robust, shortcuts = robustness_of(predict, sides, manifest, system, settings.seed, progress)

@@ -39,7 +39,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightbox import dicom, synthetic
-from lightbox.bundle import file_digest, to_pixels
+from lightbox.bundle import CENTRED, file_digest, to_pixels
+from lightbox.centring import is_blank
 from lightbox.images import JPEG_START, PNG_START, ImageError, open_image
 
 DICOM = (".dcm", ".dicom")
@@ -1026,9 +1027,10 @@ def _decoded(
 
     def one(item: _Found) -> Pixels | str:
         try:
-            return pixels(item, shape)
+            found = pixels(item, shape)
         except (ValueError, OSError) as error:
             return str(error)
+        return "nothing is on it" if shape.resize == CENTRED and is_blank(found) else found
 
     row = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -23,8 +23,8 @@ warnings.filterwarnings("ignore", module="PIL")
 class ImageError(Exception):
     """The file is not an image that can be classified; the text says so to the person who sent it.
 
-    ``kind`` is one of ``empty``, ``type`` (none of the formats), ``unsupported`` (a kind of DICOM), ``unreadable`` and
-    ``pixels``.
+    ``kind`` is one of ``empty``, ``type`` (none of the formats), ``unsupported`` (a kind of DICOM), ``unreadable``,
+    ``pixels`` and ``blank`` (nothing is on it).
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -25,6 +25,7 @@ from lightbox.data import Manifest
 from lightbox.images import enough_for, open_image
 from lightbox.serving import Engine
 from lightbox.ui import answers, card
+from lightbox.ui.words import words_of
 
 REPORT_FILE = "report.html"
 # Mistakes that are shown, and the longer side of their pictures in pixels.
@@ -137,6 +138,7 @@ def render(contract: Mapping[str, Any], shown: Sequence[Mistake], wrong: int, im
         mistakes=shown,
         wrong=wrong,
         images=images,
+        words=words_of(model),
         style=(PAGES / "static" / "style.css").read_text(),
     )
 

@@ -218,6 +218,8 @@ class Engine:
         """
         try:
             return Prepared(preprocess(image, self.bundle), chroma(image))
+        except ImageError:
+            raise
         except Exception as error:
             raise ServingError(f"the image cannot be prepared for the model ({type(error).__name__})") from error
 
@@ -246,6 +248,7 @@ class Engine:
         """Return the calibrated scores of one picture: one for ``sigmoid``, one per label for ``softmax``.
 
         Raises:
+            ImageError: nothing is on the picture.
             ServingError: the model failed, or what it gave are not probabilities.
         """
         return self._scores(self._run([self.prepare(image)])[0])
@@ -254,6 +257,7 @@ class Engine:
         """Return the verdict on one picture, where it comes from, and whether the model knows such pictures.
 
         Raises:
+            ImageError: nothing is on the picture.
             ServingError: the model failed, or no verdict follows from its answer.
         """
         prepared = self.prepare(image)
@@ -291,7 +295,8 @@ class Engine:
 
     def _heat(self, answers: dict[str, Floats], label: str) -> Heat | None:
         """Return the map of the finding for ``sigmoid``, of the label shown for ``softmax``."""
-        if "heat" not in answers:
+        # A map of what was moved and scaled does not lie over the picture.
+        if "heat" not in answers or self.bundle.centred:
             return None
         grid = answers["heat"][0]
         if self.bundle.output == "sigmoid":
@@ -324,9 +329,9 @@ class Engine:
             smoke = self.contract["smoke"]
             recorded = np.asarray(smoke["scores"], dtype=np.float32).reshape(-1)
             image = open_image((self.bundle.path / str(smoke["file"])).read_bytes())
+            scores = np.asarray(self.predict(image), dtype=np.float32)
         except (OSError, KeyError, TypeError, ValueError, ImageError) as error:
             raise ServingError(f"the smoke image cannot be read ({type(error).__name__})") from error
-        scores = np.asarray(self.predict(image), dtype=np.float32)
         if scores.shape != recorded.shape:
             raise ServingError("the smoke image has another number of scores than recorded")
         difference = float(np.abs(scores - recorded).max())

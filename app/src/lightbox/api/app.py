@@ -16,6 +16,8 @@ Environment (besides that of :mod:`lightbox.gunicorn_conf`):
 ``LIGHTBOX_QUEUE``                requests that may wait to be classified by one worker (default 16); more are sent away
 ``LIGHTBOX_THREADS``              threads of one prediction (default 1)
 ``LIGHTBOX_IMAGE_SIDE``           longest side of the picture that is kept of an upload, in pixels (default 512)
+``LIGHTBOX_CORS_ORIGINS``         origins whose pages may use the API, comma separated (default: none), see
+                                  :mod:`lightbox.api.cors`
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from starlette.types import Scope
 
 import lightbox.dicom  # noqa: F401 - loaded once, in gunicorn's master, so that no request waits for it
 from lightbox import web
-from lightbox.api import legacy, v1
+from lightbox.api import cors, drawn, legacy, v1
 from lightbox.api.line import Line
 from lightbox.api.problems import Failure, RefusalError, http_error, invalid, refused
 from lightbox.api.service import Service, Settings
@@ -59,6 +61,8 @@ def create_app(settings: Settings | None = None, store: CaseStore | None = None)
         service.store.close()
 
     def largest_body(scope: Scope) -> int:
+        if scope["path"] == drawn.PATH:
+            return drawn.largest_body(settings.max_upload_bytes)
         files = v1.BATCH_FILES if scope["path"] == "/v1/predictions/batch" else 1
         return files * settings.max_upload_bytes + web.FORM_OVERHEAD
 
@@ -76,10 +80,12 @@ def create_app(settings: Settings | None = None, store: CaseStore | None = None)
     app.state.prepare = service.prepare
     app.include_router(v1.router)
     app.include_router(legacy.router)
+    app.include_router(drawn.router)
     app.add_exception_handler(RefusalError, refused)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_middleware(web.RequestGuard, name="api", max_body=largest_body, failed=Failure)
+    cors.allow(app, cors.read_origins())
     return app
 
 

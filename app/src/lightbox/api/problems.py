@@ -19,6 +19,7 @@ from lightbox.api.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
 TITLES = {
+    "blank": "Nothing on the picture",
     "busy": "Too many requests are waiting",
     "empty": "Empty file",
     "internal": "Internal error",

@@ -185,6 +185,22 @@ class LegacyPrediction(LegacyCase):
     notice: str | None
 
 
+class DrawnPrediction(BaseModel):
+    """The answer to a drawing, where JSON is asked for."""
+
+    digit: str = Field(description="The label; a digit where the model knows digits.")
+    confidence: Share = Field(description="Probability of the label.")
+    confidence_text: str = Field(examples=["97.31%"])
+    probabilities: dict[str, Share] = Field(description="Probability by label.")
+    uncertain: bool = Field(description="Whether the label is too weak for a verdict.")
+    unfamiliar: str | None = Field(description="In words, why the drawing is unlike those of the training.")
+    model_version: str
+    synthetic: bool = Field(description="Whether the model was trained on drawn images only.")
+    id: str = Field(description="The case, see `/v1/cases/{case_id}`.")
+    stored: bool
+    notice: str | None = Field(description="Why the case was not stored.")
+
+
 class LegacyPage(BaseModel):
     """One page of cases outside ``/v1``; ``data`` holds them by file name, the newest where a name occurs twice."""
 

@@ -45,6 +45,7 @@ from lightbox.ui.answers import Case, Model, Prediction, Scale, moment, scale, t
 from lightbox.ui.card import read_card
 from lightbox.ui.client import ApiClient, ApiError
 from lightbox.ui.query import COLUMNS, Query
+from lightbox.ui.words import words_of
 
 HERE = Path(__file__).parent
 HEADERS = page_headers("script-src 'self'", "img-src 'self' data:", "connect-src 'self'", "form-action 'self'")
@@ -181,7 +182,12 @@ class Pages:
 
     def _render(self, request: Request, template: str, status: int, values: dict[str, Any]) -> Response:
         nonce = self.guard.nonce(request)
-        context = {"request_id": request.state.request_id, "csrf_token": self.guard.token(nonce), **values}
+        context = {
+            "request_id": request.state.request_id,
+            "csrf_token": self.guard.token(nonce),
+            "words": words_of(values["model"]),
+            **values,
+        }
         response = self._templates.TemplateResponse(request, template, context, status_code=status, headers=HEADERS)
         self.guard.remember(request, response, nonce)
         problem = values.get("problem")
@@ -261,6 +267,12 @@ async def index(request: Request) -> Response:
     """Show the results."""
     values = await results(request)
     return await pages_of(request).page(request, "results.html", status_of(values), tab="results", **values)
+
+
+@router.get("/index.html")
+async def first_page() -> Response:
+    """Lead from the address of the first version's page to the pages."""
+    return RedirectResponse("/", status_code=308, headers=HEADERS)
 
 
 @router.get("/table")

@@ -58,7 +58,9 @@
     const files = [...input.files];
     list.replaceChildren(...files.map((file) => Object.assign(document.createElement("li"), { textContent: file.name })));
     list.hidden = !files.length;
-    form.querySelector("[type=submit]").textContent = files.length > 1 ? `Analyze ${files.length} Images` : "Analyze Image";
+    const thing = form.dataset.thing.replace(/^./, (letter) => letter.toUpperCase());
+    form.querySelector("[type=submit]").textContent =
+      files.length > 1 ? `Analyze ${files.length} ${thing}s` : `Analyze ${thing}`;
     clearResults();
   }
 
@@ -192,7 +194,8 @@
         if (await send(form, file, slot)) verdicts += 1;
       }
     };
-    announce(files.length > 1 ? `Analyzing ${files.length} images` : "Analyzing image");
+    const thing = form.dataset.thing;
+    announce(files.length > 1 ? `Analyzing ${files.length} ${thing}s` : `Analyzing ${thing}`);
     await Promise.all(Array.from({ length: Math.min(IN_FLIGHT, files.length) }, work));
     button.disabled = false;
     delete form.dataset.busy;
@@ -203,7 +206,7 @@
     const failed = files.length - verdicts;
     const summary = byId("summary");
     summary.textContent =
-      `${verdicts} of ${files.length} images analyzed` + (failed ? `; ${failed} without a verdict` : "");
+      `${verdicts} of ${files.length} ${thing}s analyzed` + (failed ? `; ${failed} without a verdict` : "");
     summary.hidden = false;
     summary.focus();
   }
