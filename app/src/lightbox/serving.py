@@ -214,6 +214,7 @@ class Engine:
         """Return what the model takes of one picture.
 
         Raises:
+            ImageError: nothing is on the picture.
             ServingError: it cannot be made of it.
         """
         try:
