@@ -6,7 +6,7 @@ import asyncio
 import socket
 from urllib.parse import urlsplit
 
-from serving_kit import Start
+from serving_kit import Start, wait_for
 
 from lightbox.worker import HELD, OneWrite
 
@@ -65,3 +65,15 @@ def test_head_and_body_of_an_answer_arrive_together(start: Start) -> None:
         with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             assert b'"status":"healthy"' in connection.recv(65536)
+
+
+def test_workers_that_are_replaced_or_stopped_end_well(start: Start) -> None:
+    server = start("lightbox.ui.app:app", {"LIGHTBOX_API_URLS": "http://127.0.0.1:9"})
+    first = set(server.workers())
+    server.reload()
+    wait_for("other workers answer", lambda: len(server.workers()) == 2 and not first & set(server.workers()), 30)
+    server.stop()
+    said = server.log.read_text()
+    assert server.process.returncode == 0
+    assert "Traceback" not in said, said[-3000:]
+    assert "exited with code" not in said, said[-3000:]

@@ -111,6 +111,11 @@ class Acceptor:
         else:
             self._pause.cancel()
 
+    async def wait_closed(self) -> None:
+        """Wait until each connection that has been accepted is in the hands of its protocol."""
+        if self._arriving:
+            await asyncio.wait(self._arriving)
+
     def _watch(self) -> None:
         self._pause = None
         self._loop.add_reader(self._listener.fileno(), self._knock)
