@@ -62,7 +62,7 @@ destroy: $(VENV)/ready ## Remove everything that `make up` made for SYSTEM (asks
 down: $(VENV)/ready ## Stop the lab and leave nothing of it on this machine
 	$(SUDO) $(BIN)/python -m lab down
 
-test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages .cache/promtool ## Run every test; T=unit|lint|lab|molecule|system or a role's name for a subset
+test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Run every test; T=unit|lint|lab|molecule|system or a role's name for a subset
 	$(BIN)/python tests/run.py $(T)
 
 lint: $(VENV)/ready-dev .venv-app/ready ## Run every linter and type checker
@@ -113,9 +113,6 @@ clean: ## Remove virtual environments and caches (not a running lab)
 	touch $@
 
 # The program alone: the package would start a Prometheus on this machine.
-.cache/promtool: | .cache
-	cd .cache && rm -rf promtool.d && mkdir promtool.d && cd promtool.d && { apt-get download -q prometheus || { $(SUDO) apt-get update -q && apt-get download -q prometheus; }; } && dpkg-deb -x prometheus_*.deb . && mv usr/bin/promtool .. && cd .. && rm -rf promtool.d
-
 .cache/bench-packages: benchmarks/packages.txt | .cache
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive sh -c 'dpkg -s $$(cat benchmarks/packages.txt) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q --no-install-recommends $$(cat benchmarks/packages.txt); }'
 	touch $@

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,8 +20,8 @@ NAMES = sorted(file.stem for file in DASHBOARDS.glob("*.json"))
 
 
 def test_prometheus_understands_every_query(tmp_path: Path) -> None:
-    program = shutil.which("promtool", path=f"{ROOT / '.cache'}{os.pathsep}{os.environ['PATH']}")
-    assert program, "promtool is missing: run `make .cache/promtool`"
+    program = shutil.which("promtool")
+    assert program, "promtool is missing: install Debian's package prometheus"
     asked = list(queries())
     rules = [{"record": f"panel:{number}", "expr": query} for number, (_, _, query) in enumerate(asked)]
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
