@@ -9,7 +9,7 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NoReturn
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
@@ -188,18 +188,19 @@ class ActionModule(ActionBase):
             if not found:
                 return {**result, "failed": True, "msg": nothing(args)}
             return {**result, "changed": False, "count": len(found)}
-        return self._follow(result, command, hosts, found)
+        reader = str((task_vars or {}).get("inventory_hostname", ""))
+        return self._follow(command, hosts, reader, {one["key"] for one in found})
 
-    def _follow(
-        self, result: dict[str, Any], command: list[str], hosts: dict[str, str], found: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _follow(self, command: list[str], hosts: dict[str, str], reader: str, known: set[Any]) -> NoReturn:
         """Show what comes until somebody interrupts. Some lines come late: a little is read again."""
         command = [word for word in command if not word.startswith("--since=")]
-        known = {one["key"] for one in found}
         while True:
             time.sleep(PAUSE)
             fresh = entries(self._journal([*command, "--since=-2min"]), hosts)
-            for line in table(one for one in fresh if one["key"] not in known):
+            # Every look is itself a line of sudo on the host that is read.
+            own = (reader, "sudo")
+            new = [one for one in fresh if one["key"] not in known and (one["host"], one["service"]) != own]
+            for line in table(new):
                 display.display(line)
             known = {one["key"] for one in fresh}
 
