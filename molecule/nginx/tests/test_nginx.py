@@ -31,9 +31,7 @@ def eventually(host: Host, true: Callable[[], bool], seconds: float = 10) -> Non
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end:
-            pytest.fail(
-                host.check_output("journalctl --no-pager --unit nginx -n 60")
-            )
+            pytest.fail(host.check_output("journalctl --no-pager --unit nginx -n 60"))
         time.sleep(0.3)
 
 
