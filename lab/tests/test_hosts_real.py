@@ -507,6 +507,8 @@ def test_reboot_and_poweroff_from_within(rig: Rig) -> None:
     until(came_back, what="boot after a reboot from within")
     until(lambda: rig.reaches(PROXY, "10.77.2.4", 22))
     rig.lab.wait()
+    rig.inside(APP, "logger", "-t", "still", "still here")
+    rig.inside(APP, "journalctl", "--sync")
     rig.inside(APP, "systemctl", "poweroff", check=False)
 
     def noticed() -> bool:
@@ -517,6 +519,7 @@ def test_reboot_and_poweroff_from_within(rig: Rig) -> None:
     rig.ec2.change(APP, state="pending")
     rig.settle()
     assert rig.inside(APP, "cat", "/root/still") == "still here"
+    assert rig.inside(APP, "journalctl", "--identifier=still", "--output=cat", "--quiet") == "still here"
 
 
 def test_a_new_host_name_outlives_a_reboot(rig: Rig) -> None:

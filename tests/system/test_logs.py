@@ -77,8 +77,15 @@ def test_who_reads_of_an_error_finds_it_by_its_reference(system: System) -> None
 
 
 def test_lines_are_chosen_by_host_service_and_time(system: System) -> None:
-    every = shown(system, "SINCE=-10min")
-    assert {f"pneumonia-{name}" for name in system.instances()} <= {host for _, host, _, _ in every}
+    names = list(system.instances())
+    for name in names:
+        system.on(name, f"logger -t roll-call {name} is here")
+
+    def present() -> set[tuple[str, str]]:
+        done = system.play("playbooks/logs.yml", "-e", "service=roll-call", "-e", "since=-10min")
+        return {(host, message) for _, host, _, message in LINE.findall(done.stdout)}
+
+    wait_until("all are here", lambda: present() == {(f"pneumonia-{name}", f"{name} is here") for name in names}, 60)
     ours = shown(system, "HOST=pneumonia-ui", "SERVICE=lightbox-ui", "SINCE=-2d")
     assert {(host, service) for _, host, service, _ in ours} == {("pneumonia-ui", "lightbox-ui")}
 

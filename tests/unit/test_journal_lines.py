@@ -35,9 +35,10 @@ def test_a_query_names_what_is_asked_for():
     assert asked[:2] == ["journalctl", "--directory=/d"]
     assert "--since=-2d" in asked
     assert f"--grep={ID}" in asked
-    assert asked[-5:] == [
-        "_HOSTNAME=ip-10-0-1-4", "_SYSTEMD_UNIT=nginx.service", "+", "_HOSTNAME=ip-10-0-1-4", "SYSLOG_IDENTIFIER=nginx",
-    ]  # fmt: skip
+    assert " ".join(asked[-8:]) == (
+        "_HOSTNAME=ip-10-0-1-4 _SYSTEMD_UNIT=nginx.service + _HOSTNAME=ip-10-0-1-4 UNIT=nginx.service"
+        " + _HOSTNAME=ip-10-0-1-4 SYSLOG_IDENTIFIER=nginx"
+    )
     plain = lines.query("/d", NOTHING, "")
     assert not [word for word in plain if word.startswith(("--since", "--grep", "_"))]
     assert "_SYSTEMD_UNIT=logrotate.timer" in lines.query("/d", {**NOTHING, "service": "logrotate.timer"}, "")
@@ -67,6 +68,8 @@ def test_lines_of_all_kinds_are_shown_on_one_line_each():
         entry("ip-10-0-2-6", "b.service", list(b"no \xff text"), 2),
         entry("ip-10-0-2-6", None, None, 3, SYSLOG_IDENTIFIER="sudo"),
         entry("ip-10-0-2-6", None, "{not json", 4),
+        entry("ip-10-0-2-6", "init.scope", "Started c", 4, UNIT="c.service", SYSLOG_IDENTIFIER="systemd"),
+        entry("ip-10-0-2-6", "session-1.scope", "opened", 4, SYSLOG_IDENTIFIER="sudo"),
         entry("ip-10-0-2-6", "c.service", '{"time": "x", "level": "error", "message": "no model", "reason": "y"}', 5),
         "-- No entries --",
     ])  # fmt: skip
@@ -76,6 +79,8 @@ def test_lines_of_all_kinds_are_shown_on_one_line_each():
         "p-api b no \ufffd text",
         "p-api sudo",
         "p-api kernel {not json",
+        "p-api c Started c",
+        "p-api sudo opened",
         "p-api c no model reason=y",
     ]
 
@@ -123,6 +128,15 @@ def test_the_newest_lines_are_shown_oldest_first(monkeypatch):
     output = "\n".join(entry("ip-10-0-2-6", "a.service", f"line {number}", number) for number in (9, 8, 7))
     assert action({"rc": 0, "stdout": output, "stderr": ""}).run()["count"] == 3
     assert [line.split()[-1] for line in said] == ["7", "8", "9"]
+
+
+def test_a_search_does_not_find_itself(monkeypatch):
+    monkeypatch.setattr(lines.ActionBase, "run", lambda *_: {})
+    ran = []
+    plugin = action({}, id=ID)
+    plugin._low_level_execute_command = lambda command, executable: ran.append(command) or {"rc": 0, "stdout": ""}
+    plugin.run()
+    assert ran and ID not in ran[0]
 
 
 def test_make_passes_on_what_is_asked_for_and_nothing_of_the_shells_own():
