@@ -6,10 +6,13 @@ A flow is a mapping ``{from, to, ports}``. ``from`` is a role, ``all``, ``intern
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
+# What EC2 takes as the description of a rule.
+WHY = re.compile(r"[a-zA-Z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{0,255}")
 OUTSIDE = ("internet", "admins")
 
 
@@ -37,6 +40,10 @@ def check_flows(flows: list[dict[str, Any]], roles: list[str]) -> list[str]:
             faults.append(f"flow {flow}: 'to' is neither a role of `instances` nor 'all'")
         if not flow["ports"] or not all(isinstance(port, int) and 0 < port < 65536 for port in flow["ports"]):
             faults.append(f"flow {flow}: 'ports' must be a list of numbers from 1 to 65535")
+        if not WHY.fullmatch(flow.get("why", "")):
+            faults.append(
+                f"flow {flow}: 'why' may have letters without accents, digits, spaces and ._-:/()#,@[]+=&;{{}}!$* only"
+            )
     return faults
 
 

@@ -71,6 +71,8 @@ def test_without_admin_networks_ssh_is_closed_to_the_outside():
         ({"from": "ui", "to": "api", "ports": []}, "'ports'"),
         ({"from": "ui", "to": "api", "ports": [70000]}, "'ports'"),
         ({"from": "ui", "to": "api", "ports": ["http"]}, "'ports'"),
+        ({"from": "ui", "to": "api", "ports": [1], "why": "the doctors' page"}, "'why'"),
+        ({"from": "ui", "to": "api", "ports": [1], "why": "x" * 256}, "'why'"),
     ],
 )
 def test_a_wrong_flow_is_named(flow, word):
