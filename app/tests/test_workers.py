@@ -163,9 +163,14 @@ from lightbox.workers import Team
 import keras
 place = Path(sys.argv[1])
 base = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(32, 32, 3))
-base.save(place / "base.keras")
 rng = np.random.default_rng(1)
 pixels = rng.integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)
+# Figures of these images, as a trained base would have: without any, what it says of them vanishes.
+for layer in base.layers:
+    if hasattr(layer, "momentum"):
+        layer.momentum = 0.0
+base(pixels / np.float32(127.5) - 1, training=True)
+base.save(place / "base.keras")
 rows = {"train": rng.permutation(43), "validation": 43 + rng.permutation(17)}
 sides = training.Sides(pixels, rows, {split: rng.integers(0, 2, of.size) for split, of in rows.items()})
 settings = cnn.resolve({"architecture": "mobilenet", "weights": str(place / "base.keras"), "image_size": 32, "dense": 8,
