@@ -69,8 +69,9 @@ class Panel:
     worst: Literal["highest", "lowest"] = "highest"
 
 
-# What machines ask to see whether somebody is there is no visit, nor is a look at this page.
-VISITS = 'app!="status",route!~"/health|/ready|/metrics|/v1/health/.*"'
+# What machines ask to see whether somebody is there is no visit, nor is a look at this page, nor what the pages ask for
+# with every look at them: the model, which is refused until there is one.
+VISITS = 'app!="status",route!~"/health|/ready|/metrics|/v1/health/.*|/v1/model"'
 ANSWERED = f"sum by (app) (rate(lightbox_http_requests_total{{{VISITS}}}[$window]))"
 FAILED = f'sum by (app) (rate(lightbox_http_requests_total{{status=~"5..",{VISITS}}}[$window]))'
 # Where nothing was asked there is no share.
