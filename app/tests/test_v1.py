@@ -643,7 +643,8 @@ def test_the_examples_of_the_documentation_work(
     tmp_path: Path, bundle: Path, redis_server: RedisServer, start: Start
 ) -> None:
     server = start("lightbox.api.app:app", {"LIGHTBOX_BUNDLE": str(bundle), **redis_server.environment}, workers=1)
-    for name, content in (("film.jpeg", png(250, form="JPEG")), ("a.jpeg", png(128)), ("b.dcm", dicom(ramp()))):
+    for name, content in (("film.jpeg", png(250, form="JPEG")), ("a.jpeg", png(128)), ("b.dcm", dicom(ramp())),
+                          ("four.png", png(40))):  # fmt: skip
         (tmp_path / name).write_bytes(content)
     text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -654,8 +655,8 @@ def test_the_examples_of_the_documentation_work(
         ["bash", "-euc", script.replace("http://127.0.0.1:5000", server.url)],
         cwd=tmp_path, check=True, capture_output=True, timeout=60,
     )  # fmt: skip
-    assert count == len((tmp_path / "done").read_text().splitlines()) == 8
-    assert len(rows_of((tmp_path / "cases.csv").read_text())) == 3
+    assert count == len((tmp_path / "done").read_text().splitlines()) == 9
+    assert len(rows_of((tmp_path / "cases.csv").read_text())) == 4
     assert Image.open(tmp_path / "heatmap.png").size == (224, 224)
     left = httpx.get(f"{server.url}/v1/cases").json()["cases"]
-    assert [case["filename"] for case in left] == ["a.jpeg", "film.jpeg"]
+    assert [case["filename"] for case in left] == ["a.jpeg", "drawing.png", "film.jpeg"]
