@@ -202,11 +202,14 @@ def test_many_at_once_are_answered_as_one_after_the_other(
     def ask(body: bytes) -> Any:
         answer = httpx.post(f"{server.url}/predict/", content=body, headers={**FORM, **AS_JSON}, timeout=60)
         assert answer.status_code == 200, answer.text
-        return {name: answer.json()[name] for name in ("digit", "probabilities", "uncertain")}
+        return dict(answer.json())
 
     alone = [ask(body) for body in drawings]
     with ThreadPoolExecutor(50) as pool:
-        assert list(pool.map(ask, drawings)) == alone
+        for one, together in zip(alone, pool.map(ask, drawings), strict=True):
+            assert (one["digit"], one["uncertain"]) == (together["digit"], together["uncertain"])
+            # Scored in one run with another drawing, the last digits may differ.
+            assert one["probabilities"] == pytest.approx(together["probabilities"], abs=1e-5)
 
 
 # --- other origins ---

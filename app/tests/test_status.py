@@ -355,7 +355,8 @@ class Watched:
                             {"LIGHTBOX_BUNDLE": str(bundle), **redis.environment}, workers=1)  # fmt: skip
         self.ui = Gunicorn("lightbox.ui.app:app", directory / "ui.log", {"LIGHTBOX_API_URLS": self.api.url}, workers=1)
         self.node = NodeExporter(directory / "node.log")
-        fields = {"state": "training", "run": "3f2a9c10", "epoch": 2, "epochs": 12, "step": 3, "steps": 20, "loss": 0.3,
+        fields = {"state": "training", "updated": "2026-01-31T12:00:00Z", "run": "3f2a9c10", "epoch": 2, "epochs": 12,
+                  "step": 3, "steps": 20, "loss": 0.3,
                   "images_per_second": 181.5, "eta_seconds": 200.0, "accuracy": 0.9, "val_loss": 0.4,
                   "val_accuracy": 0.88, "val_auroc": 0.93}  # fmt: skip
         training = free_port()

@@ -256,12 +256,12 @@ def test_the_scale_of_many_labels_is_the_confidence() -> None:
 def test_a_dead_host_costs_the_first_request_only() -> None:
     async def orders() -> tuple[list[str], list[list[str]], list[str]]:
         client = ApiClient(["http://a:1", "http://b:1"])
-        client._shun("http://a:1", "/", "request", OSError())
+        client._failed["http://a:1"] = time.monotonic()
         during = [client._order() for _ in range(4)]
         client._failed["http://a:1"] = time.monotonic() - 60
         after = [client._order()[0] for _ in range(4)]
         single = ApiClient(["http://a:1"])
-        single._shun("http://a:1", "/", "request", OSError())
+        single._failed["http://a:1"] = time.monotonic()
         return single._order(), during, after
 
     single, during, after = asyncio.run(orders())
