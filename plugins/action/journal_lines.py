@@ -149,6 +149,14 @@ def nothing(args: dict[str, str]) -> str:
     return f"{what}{where}{when} was collected."
 
 
+def complaints(output: str) -> str:
+    """Return what is no entry in the output of journalctl, where a terminal has made one of its two outputs, and no
+    farewell of ssh.
+    """
+    lines = (line.strip() for line in output.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith(("{", "Shared connection to ")))
+
+
 class ActionModule(ActionBase):
     """See DOCUMENTATION."""
 
@@ -212,8 +220,11 @@ class ActionModule(ActionBase):
         """
         # Not in plain words: sudo logs them, and the next search would find this one.
         question = base64.b64encode(shlex.join(command).encode()).decode()
-        done = self._low_level_execute_command(f"echo {question} | base64 -d | /bin/sh", executable="/bin/sh")
+        # ssh gives it a terminal, where journalctl would colour even JSON.
+        script = f"echo {question} | base64 -d | SYSTEMD_COLORS=0 /bin/sh"
+        done = self._low_level_execute_command(script, executable="/bin/sh")
         # 1 without a word: nothing was found.
-        if done.get("rc") and str(done.get("stderr", "")).strip():
-            raise AnsibleActionFail(f"The collected journal cannot be read: {str(done['stderr']).strip()[-500:]}")
+        said = complaints(f"{done.get('stderr', '')}\n{done.get('stdout', '')}")
+        if done.get("rc") and said:
+            raise AnsibleActionFail(f"The collected journal cannot be read: {said[-500:]}")
         return str(done.get("stdout", ""))

@@ -159,3 +159,12 @@ def test_the_doctor_tells_which_hosts_journal_is_late():
     late = doctor.journal_ages(["ip-1 300", "ip-2 "], known, 120)
     assert late == {"ok": False, "detail": "p-a: newest line 300 s old, p-b: no line"}
     assert not doctor.journal_ages([], known, 120)["ok"]
+
+
+def test_only_what_journalctl_complains_of_is_a_failure():
+    assert lines.complaints("Shared connection to 10.0.2.4 closed.\r\n\n") == ""
+    assert lines.complaints('{"MESSAGE": "a line"}\r\n{"MESSAGE": "Failed"}\r\n') == ""
+    assert (
+        lines.complaints("Shared connection to a closed.\nFailed to parse timestamp: x\r\n")
+        == "Failed to parse timestamp: x"
+    )
