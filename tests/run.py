@@ -18,8 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = ROOT / ".venv/bin"
 APP_BIN = ROOT / ".venv-app/bin"
 Command = list[str]
-# Stages whose commands stand by themselves, but for the first, and run as many at once as there are cores.
+# Stages whose commands stand by themselves, but for what comes before them, and run as many at once as there are cores.
 ABREAST = frozenset({"lint", "molecule"})
+# Stages that wait for their hosts more than they compute: where both are to run, they run beside one another.
+BESIDE = ("molecule", "system")
+# Molecule's podman has settings of its own: those of the lab go with the lab.
+MOLECULE_DIR = ROOT / ".cache/molecule"
 
 
 def as_root(command: Command) -> Command:
@@ -66,19 +70,22 @@ def pytest(python: Path, *arguments: str) -> Command:
 
 def stages() -> dict[str, list[Command]]:
     """Return every stage by name, in the order they run."""
-    molecule = [as_root([f"{BIN}/molecule", "test", "--scenario-name", name]) for name in scenarios()]
-    image = as_root([f"{BIN}/python", "-m", "lab", "image"])
     return {
         "lint": lint(),
         "unit": [
-            pytest(BIN, "tests/unit", "lab/tests", "-m", "not hosts"),
+            pytest(BIN, "tests/unit", "lab/tests", "-m", "not hosts", "--numprocesses", "auto"),
             pytest(APP_BIN, "app/tests", "-m", "not slow", "--numprocesses", "auto", "--dist", "loadfile"),
         ],
         "provisioning": [pytest(BIN, "tests/provisioning", "--numprocesses", "auto")],
-        "lab": [image, as_root(pytest(BIN, "lab/tests", "-m", "hosts"))],
-        "molecule": [image, *molecule],
+        "lab": [as_root(pytest(BIN, "lab/tests", "-m", "hosts"))],
+        "molecule": [as_root([f"{BIN}/molecule", "test", "--scenario-name", name]) for name in scenarios()],
         "system": [as_root(pytest(BIN, "tests/system"))],
     }
+
+
+def before(stage: str) -> list[Command]:
+    """Return what a stage needs first."""
+    return [as_root([f"{BIN}/python", "-m", "lab", "image"])] if stage in ("lab", "molecule") else []
 
 
 def selected(subset: str) -> dict[str, list[Command]]:
@@ -92,7 +99,7 @@ def selected(subset: str) -> dict[str, list[Command]]:
         command for command in everything["molecule"] if command[-1].split("_")[0] == subset or command[-1] == subset
     ]
     if commands:
-        return {"molecule": [everything["molecule"][0], *commands]}
+        return {"molecule": commands}
     roles = sorted({name.split("_")[0] for name in scenarios()})
     sys.exit(f"'{subset}' is neither a stage ({', '.join(everything)}) nor a role with a scenario ({', '.join(roles)})")
 
@@ -119,13 +126,27 @@ def main() -> int:
     parser.add_argument("subset", nargs="?", default="", help="a stage, a role or a Molecule scenario")
     options = parser.parse_args()
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "ANSIBLE_FORCE_COLOR": "0", "PY_COLORS": "0"}
+    environments = {
+        "molecule": {**environment, "LAB_DIR": str(MOLECULE_DIR), "CONTAINERS_CONF": f"{MOLECULE_DIR}/containers.conf"}
+    }
     results: list[tuple[str, bool, float]] = []
-    for stage, commands in selected(options.subset).items():
-        first, rest = (commands[:1], commands[1:]) if stage in ABREAST and len(commands) > 2 else (commands, [])
-        for command in first:
-            results.append(run(stage, command, environment, aside=False))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            results += pool.map(lambda command, stage=stage: run(stage, command, environment, aside=True), rest)
+
+    def go(stage: str, commands: list[Command], workers: int | None = None) -> None:
+        """Run a stage: as many commands at once as there are workers; alone, a command prints as it goes."""
+        own = environments.get(stage, environment)
+        with ThreadPoolExecutor(workers) as pool:
+            ends = pool.map(lambda command: run(stage, command, own, aside=stage in ABREAST), commands)
+            results.extend(ends)
+
+    chosen = selected(options.subset)
+    beside = {stage: chosen.pop(stage) for stage in BESIDE} if chosen.keys() >= set(BESIDE) else {}
+    for stage, commands in chosen.items():
+        go(stage, before(stage), 1)
+        go(stage, commands, os.cpu_count() if stage in ABREAST else 1)
+    for stage in beside:
+        go(stage, before(stage), 1)
+    with ThreadPoolExecutor(len(BESIDE)) as pool:
+        list(pool.map(lambda stage: go(stage, beside[stage], 1), beside))
     print("\n=== summary")
     for name, passed, seconds in results:
         print(f"{'ok  ' if passed else 'FAIL'} {seconds:7.1f} s  {name}")
