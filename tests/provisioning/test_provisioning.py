@@ -192,7 +192,7 @@ def test_a_training_host_on_spot_is_bought_kept_and_let_go(cloud: Cloud) -> None
     assert code == 0, output
     trainer = trainer_of(cloud)
     assert trainer["InstanceLifecycle"] == "spot"
-    assert [one["Groups"][0]["GroupName"] for one in trainer["NetworkInterfaces"]] == ["lightbox-pneumonia-trainer"]
+    assert [one["Groups"][0]["GroupName"] for one in trainer["NetworkInterfaces"]] == ["pneumonia-trainer"]
     ec2 = cloud.client("ec2")
     subnets = ec2.describe_subnets(SubnetIds=[trainer["SubnetId"]])["Subnets"]
     assert [one["CidrBlock"] for one in subnets] == ["10.0.3.0/24"]
