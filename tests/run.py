@@ -22,6 +22,8 @@ Command = list[str]
 ABREAST = frozenset({"lint", "molecule"})
 # Stages that wait for their hosts more than they compute: where both are to run, they run beside one another.
 BESIDE = ("molecule", "system")
+# Scenarios of roles that no system has yet: they run when they are asked for by name.
+ON_DEMAND = frozenset({"jupyter"})
 # Molecule's podman has settings of its own: those of the lab go with the lab.
 MOLECULE_DIR = ROOT / ".cache/molecule"
 
@@ -92,6 +94,7 @@ def selected(subset: str) -> dict[str, list[Command]]:
     """Return the stages that a name asks for: a stage, a scenario, or every scenario of a role."""
     everything = stages()
     if not subset:
+        everything["molecule"] = [command for command in everything["molecule"] if command[-1] not in ON_DEMAND]
         return everything
     if subset in everything:
         return {subset: everything[subset]}
