@@ -112,7 +112,6 @@ clean: ## Remove virtual environments and caches (not a running lab)
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive sh -c 'new=$$(for name in $$(cat tests/packages.txt); do dpkg -s $$name >/dev/null 2>&1 || echo $$name; done); [ -z "$$new" ] || { apt-get update -q && apt-get install -y -q --no-install-recommends $$new && for name in $$new; do systemctl disable --now $$name >/dev/null 2>&1 || true; done; }'
 	touch $@
 
-# The program alone: the package would start a Prometheus on this machine.
 .cache/bench-packages: benchmarks/packages.txt | .cache
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive sh -c 'dpkg -s $$(cat benchmarks/packages.txt) >/dev/null 2>&1 || { apt-get update -q && apt-get install -y -q --no-install-recommends $$(cat benchmarks/packages.txt); }'
 	touch $@
