@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
@@ -76,6 +77,26 @@ def positive_int(environ: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{name} must be a whole number above zero, not '{text}'")
     return int(text)
+
+
+def read_secret(path: Path, what: str, least: int) -> str:
+    """Return the secret in a file.
+
+    Args:
+        path: of the file.
+        what: the secret's name, for errors.
+        least: characters that it must have.
+
+    Raises:
+        ValueError: it cannot be read, or is too short.
+    """
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"the {what} cannot be read from {path}: {error.strerror}") from None
+    if len(secret) < least:
+        raise ValueError(f"the {what} in {path} is shorter than {least} characters")
+    return secret
 
 
 def metrics_response() -> Response:

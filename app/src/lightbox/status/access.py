@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lightbox import web
+
 LEAST = 16
 # Wrong passwords that one address may send at once, and seconds after which it may send one more.
 TRIES, PAUSE = 10, 6.0
@@ -29,13 +31,7 @@ def read_password(environ: Mapping[str, str] = os.environ) -> str:
     if not named and not credentials:
         raise ValueError("the status page has no password: name a file that holds it in LIGHTBOX_STATUS_PASSWORD_FILE")
     path = Path(named) if named else Path(credentials or "") / "password"
-    try:
-        password = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ValueError(f"the password cannot be read from {path}: {error.strerror}") from None
-    if len(password) < LEAST:
-        raise ValueError(f"the password in {path} is shorter than {LEAST} characters")
-    return password
+    return web.read_secret(path, "password", LEAST)
 
 
 def _digest(user: str, password: str) -> bytes:

@@ -26,13 +26,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
 from lightbox import web
-from lightbox.pages import page_headers, templates, version_of
+from lightbox.pages import metrics, page_headers, templates, version_of
 from lightbox.status.access import Door, read_password
 from lightbox.status.prometheus import Prometheus, PrometheusError
 from lightbox.status.queries import FIRST, RANGES, Range
@@ -196,12 +195,7 @@ async def health() -> dict[str, str]:
     return {"status": "healthy"}
 
 
-@router.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """Return the page's own metrics, for Prometheus; not through the proxy, whose visitors are no monitors."""
-    if "x-forwarded-for" in request.headers:
-        raise HTTPException(404)
-    return await anyio.to_thread.run_sync(web.metrics_response)
+router.get("/metrics")(metrics)
 
 
 async def http_error(request: Request, problem: Exception) -> Response:

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -39,7 +38,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from lightbox import web
-from lightbox.pages import page_headers, templates, version_of
+from lightbox.pages import metrics, page_headers, templates, version_of
 from lightbox.ui import canary, csrf
 from lightbox.ui.answers import Case, Model, Prediction, Scale, moment, scale, tone
 from lightbox.ui.card import read_card
@@ -485,12 +484,7 @@ async def health() -> dict[str, str]:
     return {"status": "healthy", "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
-@router.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """Return the metrics of all workers, for Prometheus; not through the proxy, whose visitors are no monitors."""
-    if "x-forwarded-for" in request.headers:
-        raise HTTPException(404)
-    return await anyio.to_thread.run_sync(web.metrics_response)
+router.get("/metrics")(metrics)
 
 
 async def http_error(request: Request, problem: Exception) -> Response:

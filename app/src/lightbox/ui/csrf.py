@@ -18,6 +18,7 @@ from itsdangerous import BadSignature, Signer
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lightbox import web
 from lightbox.ui.client import ApiError
 
 FIELD = "csrf_token"
@@ -43,13 +44,7 @@ def read_secret(environ: Mapping[str, str] = os.environ) -> str:
         path = Path(credentials) / "csrf_secret"
     else:
         return secrets.token_urlsafe(32)
-    try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ValueError(f"the CSRF secret cannot be read from {path}: {error.strerror}") from None
-    if len(secret) < LEAST:
-        raise ValueError(f"the CSRF secret in {path} is shorter than {LEAST} characters")
-    return secret
+    return web.read_secret(path, "CSRF secret", LEAST)
 
 
 def cookie_name(request: Request) -> str:
