@@ -1,4 +1,4 @@
-"""What Prometheus sees of a healthy system that is used: a value every ten seconds for everything that an alert asks for."""
+"""What Prometheus sees of a healthy system that is used: every ten seconds a value of all that alerts ask for."""
 
 from __future__ import annotations
 
