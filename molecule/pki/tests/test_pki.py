@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from testinfra.host import Host
@@ -64,6 +65,28 @@ def test_another_address_or_key_is_another_certificate(host: Host) -> None:
     assert noted(host, "renewed", "serial") != noted(host, "moved", "serial")
     assert noted(host, "moved", "key") != noted(host, "lost", "key")
     assert noted(host, "moved", "serial") != noted(host, "lost", "serial")
+
+
+def test_prometheus_is_told_when_the_certificate_ends(host: Host) -> None:
+    assert host.service("lightbox-host-certificate.timer").is_enabled
+    told = "/var/lib/exporter/host_certificate.prom"
+    end = time.monotonic() + 15
+    while host.run(f"test -e {told}").rc:
+        assert time.monotonic() < end, "the timer told nothing"
+        time.sleep(0.5)
+    host.check_output("systemctl start lightbox-host-certificate")
+    name, seconds = host.file(told).content_string.split()
+    assert name == "lightbox_host_certificate_expiry_timestamp_seconds"
+    assert host.check_output(f"date -u -d @{seconds} '+notAfter=%b %e %H:%M:%S %Y GMT'") == host.check_output(
+        f"openssl x509 -in {PKI}/host.crt -noout -enddate"
+    )
+    # Without a certificate nothing is told anew, which is a failure, and what was told last stays.
+    host.check_output(f"mv {PKI}/host.crt {PKI}/away")
+    try:
+        assert host.run("systemctl start lightbox-host-certificate").rc != 0
+        assert host.file(told).content_string.split() == [name, seconds]
+    finally:
+        host.check_output(f"mv {PKI}/away {PKI}/host.crt && systemctl start lightbox-host-certificate")
 
 
 def test_a_host_cannot_ask_to_be_another(host: Host) -> None:
