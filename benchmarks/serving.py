@@ -87,7 +87,7 @@ def memory_mb(pid: int) -> float:
         with contextlib.suppress(OSError):
             text = Path(f"/proc/{one}/smaps_rollup").read_text()
             total += int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE).group(1))  # type: ignore[union-attr]
-    return total / 1000
+    return total * 1024 / 1e6  # the kernel's kB are of 1024 bytes
 
 
 def post(url: str, path: Path) -> dict[str, Any]:

@@ -12,8 +12,6 @@ features from those of the training images (Lee et al., 2018, arXiv:1807.03888).
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,25 +123,6 @@ def calibrate(outputs: Floats, bundle: Bundle) -> tuple[float, ...]:
     return tuple(float(value) for value in powers / powers.sum())
 
 
-# glibc's mallopt(3): from how many bytes on an allocation is a mapping of its own, and goes back when it is freed.
-M_MMAP_THRESHOLD = -3
-MAPPED_BYTES = 4 * 1024 * 1024
-# How many heaps its threads may spread over. One is held at a time here anyway: that of the thread that computes.
-M_ARENA_MAX, ARENAS = -8, 1
-
-
-def _lean_memory() -> None:
-    """Return freed memory to the system: now, since reading a model takes more than twice its size for a moment, and
-    from now on that of large pictures; and keep one heap for all threads. What is smaller is kept: for each prediction
-    to take its memory anew would cost an eighth of a prediction in page faults.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
-        library.mallopt(M_ARENA_MAX, ARENAS)
-        library.malloc_trim(0)
-
-
 def open_session(file: Path, threads: int = 1) -> Any:
     """Return an ONNX Runtime session on a serving form.
 
@@ -154,6 +133,8 @@ def open_session(file: Path, threads: int = 1) -> Any:
     options.intra_op_num_threads = max(1, threads)
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # A plan of the memory for each number of images that is seen holds memory for each.
+    options.enable_mem_pattern = False
     # Threads that spin between requests would take the cores from the other workers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -161,7 +142,6 @@ def open_session(file: Path, threads: int = 1) -> Any:
     # ONNX Runtime raises its own classes, straight from Exception.
     except Exception as error:
         raise ServingError(f"ONNX Runtime refuses the model ({type(error).__name__})") from error
-    _lean_memory()
     return session
 
 

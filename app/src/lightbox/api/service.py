@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -182,32 +182,34 @@ class Service:
         """
         self.engine = None
         if self.settings.threads == 1:
-            self.load()
+            self._attempt(self._load)
 
     def begin(self) -> None:
-        """Load the bundle unless the master did, and tell which it is."""
+        """Load the bundle unless the master did, predict its smoke image, and tell which it is."""
         if self.engine is None:
-            self.load()
+            self._attempt(self._load)
+        # Not in the master: the memory of a prediction there is one that no worker can share.
+        if self.engine is not None:
+            self._attempt(self.engine.self_test)
         if self.engine is not None:
             self._announce(self.engine)
 
-    def load(self) -> None:
-        """Load the bundle; what stands in the way is logged and told by ``ready``, and the API runs without a model."""
+    def _load(self) -> None:
+        self.engine = engine = Engine(self.settings.bundle, self.settings.threads)
+        self.logger.info("model loaded", extra={"fields": {"version": engine.version, "sha256": engine.loaded_sha256}})
+
+    def _attempt(self, step: Callable[[], object]) -> None:
+        """Take a step to a model; what stands in the way is logged and told by ``ready``, and the API runs without."""
         try:
-            engine = Engine(self.settings.bundle, self.settings.threads)
-            engine.self_test()
+            step()
+            return
         except (BundleError, ServingError) as error:
             self.problem = str(error)
         # A bundle is data from elsewhere: whatever is wrong with it must not end the service.
         except Exception as error:
             self.logger.exception("the bundle cannot be loaded")
             self.problem = f"the bundle cannot be loaded ({type(error).__name__})"
-        else:
-            self.engine = engine
-            self.logger.info(
-                "model loaded", extra={"fields": {"version": engine.version, "sha256": engine.loaded_sha256}}
-            )
-            return
+        self.engine = None
         web.ERRORS.labels("api", "load").inc()
         self.logger.error("no model", extra={"fields": {"reason": self.problem}})
 
