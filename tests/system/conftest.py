@@ -27,7 +27,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv/bin"
-SECRETS = ROOT / ".lab/secrets/pneumonia"
 
 
 def wait_until(what: str, condition: Callable[[], Any], seconds: float) -> Any:
@@ -43,9 +42,11 @@ def wait_until(what: str, condition: Callable[[], Any], seconds: float) -> Any:
 
 
 class System:
-    """The pneumonia system as its users and its administrators see it."""
+    """A system as its users and its administrators see it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "pneumonia") -> None:
+        self.name = name
+        self.secrets = ROOT / ".lab/secrets" / name
         self.keys = yaml.safe_load((ROOT / "inventories/lab/aws_ec2.yml").read_text())
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
 
@@ -54,16 +55,17 @@ class System:
     def make(self, *arguments: str) -> str:
         """Run make; return its output, or fail with it."""
         done = subprocess.run(
-            ["make", *arguments], cwd=ROOT, env=self.environment, text=True, check=False, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ["make", f"SYSTEM={self.name}", *arguments], cwd=ROOT, env=self.environment, text=True, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert done.returncode == 0, f"make {' '.join(arguments)}\n{done.stdout[-15000:]}"
         return done.stdout
 
     def play(self, playbook: str, *arguments: str, callback: str = "default") -> subprocess.CompletedProcess[str]:
-        """Run a playbook by hand."""
+        """Run a playbook by hand, on the inventories of this system unless others are named."""
+        inventories = [] if "-i" in arguments else ["-i", "inventories/lab", "-i", f"inventories/{self.name}"]
         return subprocess.run(
-            [str(BIN / "ansible-playbook"), playbook, *arguments], cwd=ROOT, text=True, check=False,
+            [str(BIN / "ansible-playbook"), playbook, *inventories, *arguments], cwd=ROOT, text=True, check=False,
             env={**self.environment, "ANSIBLE_STDOUT_CALLBACK": callback, "ANSIBLE_FORCE_COLOR": "0"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -81,16 +83,19 @@ class System:
     def instances(self) -> dict[str, dict[str, Any]]:
         """Return the instances by name, without the system's."""
         found = self.client("ec2").describe_instances(
-            Filters=[{"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]}]
+            Filters=[
+                {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
+                {"Name": "tag:System", "Values": [self.name]},
+            ]
         )
         instances = [instance for reservation in found["Reservations"] for instance in reservation["Instances"]]
         names = [next(tag["Value"] for tag in item["Tags"] if tag["Key"] == "Name") for item in instances]
-        return {name.removeprefix("pneumonia-"): item for name, item in zip(names, instances, strict=True)}
+        return {name.removeprefix(f"{self.name}-"): item for name, item in zip(names, instances, strict=True)}
 
     def on(self, host: str, command: str, check: bool = True) -> str:
         """Run a shell command as root on a host; return what it printed."""
         done = subprocess.run(
-            [sys.executable, "-m", "lab", "ssh", f"pneumonia-{host}", f"sudo sh -c {shlex.quote(command)}"],
+            [sys.executable, "-m", "lab", "ssh", f"{self.name}-{host}", f"sudo sh -c {shlex.quote(command)}"],
             cwd=ROOT, env=self.environment, text=True, check=False, capture_output=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{host}: {command}\n{done.stdout}{done.stderr}"
@@ -101,11 +106,12 @@ class System:
     @property
     def url(self) -> str:
         """The address of the page."""
-        return f"https://{self.instances()['proxy']['PublicIpAddress']}"
+        proxy = next(one for one in self.instances().values() if {"Key": "Role", "Value": "proxy"} in one["Tags"])
+        return f"https://{proxy['PublicIpAddress']}"
 
     def context(self) -> ssl.SSLContext:
         """Return what trusts the proxy's certificate."""
-        return ssl.create_default_context(cafile=str(SECRETS / "proxy.crt"))
+        return ssl.create_default_context(cafile=str(self.secrets / "proxy.crt"))
 
     def fetch(
         self, path: str, data: bytes | None = None, headers: dict[str, str] | None = None,
@@ -135,7 +141,7 @@ class System:
 
     def smoke(self) -> bytes:
         """Return the smoke image of the live model."""
-        return (SECRETS / "smoke.png").read_bytes()
+        return (self.secrets / "smoke.png").read_bytes()
 
     def model(self, host: str = "api") -> dict[str, Any]:
         """Return what an API host has loaded."""
@@ -196,7 +202,8 @@ def system() -> Iterator[System]:
         subprocess.run(["make", "down"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
 
 
-ORDER = ("test_pneumonia", "test_pages", "test_status", "test_logs", "test_alerts", "test_two_api_hosts", "test_down")
+ORDER = ("test_pneumonia", "test_pages", "test_status", "test_logs", "test_alerts", "test_two_api_hosts", "test_mnist",
+         "test_down")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

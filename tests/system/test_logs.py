@@ -147,6 +147,6 @@ def test_no_log_tells_of_a_patient_or_a_secret(system: System) -> None:
     assert len(logged.splitlines()) > 1000
     assert json.loads(logged.splitlines()[-1])["MESSAGE"]
     assert CANARY not in logged
-    for number, secret in enumerate(secrets()):
+    for number, secret in enumerate(secrets(system)):
         assert secret not in logged, f"password {number} is in a log"
     assert "BEGIN PRIVATE KEY" not in logged

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROOT, SECRETS, System, Visitors, wait_until
+from .conftest import ROOT, System, Visitors, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
@@ -31,9 +31,9 @@ def changed(text: str) -> dict[str, int]:
     return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", text, re.MULTILINE)}
 
 
-def secrets() -> list[str]:
+def secrets(system: System) -> list[str]:
     """Return the passwords that must show nowhere."""
-    return [(SECRETS / name).read_text().strip() for name in PASSWORDS if (SECRETS / name).exists()]
+    return [(system.secrets / name).read_text().strip() for name in PASSWORDS if (system.secrets / name).exists()]
 
 
 def measured(system: System, query: str) -> list[dict[str, Any]]:
@@ -139,17 +139,17 @@ def test_redis_is_closed_to_strangers(system: System) -> None:
 
 
 def test_no_secret_is_in_logs_process_lists_or_readable_files(system: System) -> None:
-    assert len(secrets()) == len(PASSWORDS)
+    assert len(secrets(system)) == len(PASSWORDS)
     for role in system.instances():
         places = system.on(role, "journalctl --no-pager -o cat; ps -eo args; find / -xdev -type f -perm -o=r -size -1M"
                                  " -not -path '/proc/*' -not -path '/sys/*' -not -path '/usr/*' -newer /etc/machine-id"
                                  " -exec cat {} + 2>/dev/null | tr -d '\\000'", check=False)  # fmt: skip
-        for number, secret in enumerate(secrets()):
+        for number, secret in enumerate(secrets(system)):
             assert secret not in places, f"password {PASSWORDS[number]} shows on {role}"
     for output in OUTPUTS:
-        for number, secret in enumerate(secrets()):
+        for number, secret in enumerate(secrets(system)):
             assert secret not in output, f"password {PASSWORDS[number]} was printed"
-    assert SECRETS.stat().st_mode & 0o077 == 0
+    assert system.secrets.stat().st_mode & 0o077 == 0
 
 
 def test_plain_http_leads_to_https_and_errors_are_never_verdicts(system: System) -> None:

@@ -16,7 +16,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from .conftest import ROOT, SECRETS, System, wait_until
+from .conftest import ROOT, System, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -28,13 +28,13 @@ LOOKS = {
 }
 
 
-def password() -> str:
-    return (SECRETS / "status").read_text().strip()
+def password(system: System) -> str:
+    return (system.secrets / "status").read_text().strip()
 
 
 def page(system: System, query: str = "", user: str = "operator", word: str | None = None) -> tuple[int, str]:
     """Return status and text of the page, asked for with a password."""
-    pair = f"{user}:{password() if word is None else word}".encode()
+    pair = f"{user}:{password(system) if word is None else word}".encode()
     return system.fetch("/status" + query, headers={"Authorization": "Basic " + base64.b64encode(pair).decode()})
 
 
@@ -115,7 +115,7 @@ def test_every_chart_has_data_and_the_page_is_readable(system: System) -> None:
         for name, look in LOOKS.items():
             context = browser.new_context(
                 base_url=system.url, ignore_https_errors=True,
-                http_credentials={"username": "operator", "password": password()}, **look,
+                http_credentials={"username": "operator", "password": password(system)}, **look,
             )  # fmt: skip
             opened = context.new_page()
             opened.goto("/status?range=6h&paused=1")
