@@ -27,6 +27,8 @@ STYLE = """
   .label { font-size: 11.5px; font-weight: 600; fill: #1a4971; paint-order: stroke; stroke: #f7f9fb; stroke-width: 5px }
 """
 
+OUTSIDE = {"internet": "anyone", "admins": "admin_cidrs"}
+
 Box = tuple[float, float, float, float]
 
 
@@ -79,8 +81,13 @@ def around(boxes: list[Box]) -> Box:
     return (left, top, right - left, bottom - top)
 
 
+def condition(expression: str) -> str:
+    """Return the variable in what stands under `if`: ``{{ api_public | bool }}``."""
+    return expression.strip("{} ").split("|")[0].strip()
+
+
 def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], flows: list[dict[str, Any]]) -> str:
-    """Return the SVG of a network."""
+    """Return the SVG of a network; a flow of a role that has no instance is left out."""
     boxes: dict[str, Box] = {}
     hosts_of: dict[str, list[Box]] = {}
     parts: list[str] = []
@@ -96,8 +103,11 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
     height_inside = tallest * (HOST_HEIGHT + HOST_GAP) + 40
     left = MARGIN + WIDTH_OUTSIDE + GAP
     width = left + len(columns) * (WIDTH_SUBNET + GAP) - GAP + 2 * MARGIN + 40
-    everywhere = [flow for flow in flows if "all" in (flow["from"], flow["to"])]
-    height = TOP + height_inside + 90 + 20 * len(everywhere)
+    ends = {*roles, *OUTSIDE, "all"}
+    flows = [flow for flow in flows if {flow["from"], flow["to"]} <= ends]
+    # What leads to every host, or holds at times, is said in words.
+    said = [flow for flow in flows if "all" in (flow["from"], flow["to"]) or "if" in flow]
+    height = TOP + height_inside + 90 + 20 * len(said)
 
     vpc = (left - MARGIN, TOP - 46, width - left - MARGIN + 10, height_inside + 70)
     parts += [rectangle(vpc, "vpc", 12), text(vpc[0] + 14, vpc[1] + 22, f"VPC {network['cidr']}", "small", "start")]
@@ -121,7 +131,7 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
     boxes |= {role: around(of_role) for role, of_role in hosts_of.items()}
     parts += [rectangle(boxes[role], "role", 12) for role, of_role in hosts_of.items() if len(of_role) > 1]
     centre = TOP + height_inside / 2
-    for row, (name, words) in enumerate({"internet": "anyone", "admins": "admin_cidrs"}.items()):
+    for row, (name, words) in enumerate(OUTSIDE.items()):
         boxes[name] = (MARGIN, centre - 90 + row * 110, WIDTH_OUTSIDE, HOST_HEIGHT)
         left_edge, top_edge, w, _ = boxes[name]
         parts += [
@@ -131,7 +141,7 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
         ]
     lanes: dict[tuple[str, str], int] = {}
     for flow in flows:
-        if flow in everywhere:
+        if flow in said:
             continue
         if flow["from"] == flow["to"]:
             parts.append(loop(boxes[flow["to"]], ", ".join(map(str, flow["ports"]))))
@@ -139,11 +149,13 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
         pair = tuple(sorted((flow["from"], flow["to"])))
         lane = lanes[pair] = lanes.get(pair, -1) + 1
         parts.append(arrow(boxes[flow["from"]], boxes[flow["to"]], ", ".join(map(str, flow["ports"])), lane))
-    for row, flow in enumerate(everywhere):
+    for row, flow in enumerate(said):
         ports = ", ".join(map(str, flow["ports"]))
         y = TOP + height_inside + 50 + row * 20
         source, target = ("every host" if flow[end] == "all" else flow[end] for end in ("from", "to"))
-        parts.append(text(left, y, f"{source} reaches {target} on {ports}: {flow.get('why', '')}", "small", "start"))
+        where = f" where {condition(flow['if'])}" if "if" in flow else ""
+        words = f"{source} reaches {target} on {ports}{where}: {flow.get('why', '')}"
+        parts.append(text(left, y, words, "small", "start"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}">'
