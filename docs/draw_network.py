@@ -15,6 +15,7 @@ import yaml
 WIDTH_OUTSIDE, WIDTH_SUBNET, GAP = 150, 250, 90
 HOST_WIDTH, HOST_HEIGHT, HOST_GAP = 190, 64, 56
 TOP, MARGIN = 110, 24
+CHARACTER = 6.2  # width of one in a line of small text
 
 STYLE = """
   text { font-family: system-ui, -apple-system, 'Segoe UI', sans-serif; font-size: 13px; fill: #1f2933 }
@@ -81,9 +82,11 @@ def around(boxes: list[Box]) -> Box:
     return (left, top, right - left, bottom - top)
 
 
-def condition(expression: str) -> str:
-    """Return the variable in what stands under `if`: ``{{ api_public | bool }}``."""
-    return expression.strip("{} ").split("|")[0].strip()
+def in_words(flow: dict[str, Any]) -> str:
+    """Return a flow as a line of text; of what stands under `if`, ``{{ api_public | bool }}``, the variable."""
+    source, target = ("every host" if flow[end] == "all" else flow[end] for end in ("from", "to"))
+    where = f" where {flow['if'].strip('{} ').split('|')[0].strip()}" if "if" in flow else ""
+    return f"{source} reaches {target} on {', '.join(map(str, flow['ports']))}{where}: {flow.get('why', '')}"
 
 
 def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], flows: list[dict[str, Any]]) -> str:
@@ -110,6 +113,7 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
     height = TOP + height_inside + 90 + 20 * len(said)
 
     vpc = (left - MARGIN, TOP - 46, width - left - MARGIN + 10, height_inside + 70)
+    width = max([width, *(left + CHARACTER * len(in_words(flow)) + MARGIN for flow in said)])
     parts += [rectangle(vpc, "vpc", 12), text(vpc[0] + 14, vpc[1] + 22, f"VPC {network['cidr']}", "small", "start")]
     for column, subnet in enumerate(network["subnets"]):
         x = left + column * (WIDTH_SUBNET + GAP)
@@ -150,12 +154,7 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
         lane = lanes[pair] = lanes.get(pair, -1) + 1
         parts.append(arrow(boxes[flow["from"]], boxes[flow["to"]], ", ".join(map(str, flow["ports"])), lane))
     for row, flow in enumerate(said):
-        ports = ", ".join(map(str, flow["ports"]))
-        y = TOP + height_inside + 50 + row * 20
-        source, target = ("every host" if flow[end] == "all" else flow[end] for end in ("from", "to"))
-        where = f" where {condition(flow['if'])}" if "if" in flow else ""
-        words = f"{source} reaches {target} on {ports}{where}: {flow.get('why', '')}"
-        parts.append(text(left, y, words, "small", "start"))
+        parts.append(text(left, TOP + height_inside + 50 + row * 20, in_words(flow), "small", "start"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}">'
