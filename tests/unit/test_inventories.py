@@ -22,7 +22,7 @@ SYSTEMS = ("pneumonia", "mnist")
 CIDRS = ["203.0.113.0/24"]
 NAMES = (
     "flows", "network", "closed_ports", "optional_roles", "release_policy", "model", "expected_services", "api_tuning",
-    "nginx_upload_paths", "ansible_host", "compute", "group_names", "lock",
+    "nginx_upload_paths", "ansible_host", "compute", "group_names", "python_app_lock",
 )  # fmt: skip
 MONITOR = {"name": "monitor", "role": "monitor", "subnet": "public", "type": "t3.small", "disk_gb": 20, "public": True}
 
@@ -69,12 +69,14 @@ class Rendered:
         tasks = ROOT / "playbooks/tasks/configure"
         plays = yaml.safe_load((ROOT / "playbooks/configure.yml").read_text())
         by_role = next(play for play in plays if play["name"] == "Each role has a host that plays it")["tasks"]
+        proxy = yaml.safe_load((tasks / "proxy.yml").read_text())[0]
         return {
             **yaml.safe_load((ROOT / "roles/nginx/defaults/main.yml").read_text()),
             **yaml.safe_load((ROOT / "roles/nginx/vars/main.yml").read_text()),
-            **yaml.safe_load((tasks / "proxy.yml").read_text())[0]["vars"],
+            **proxy["vars"],
+            **proxy["block"][0]["vars"],
             **next(task for task in by_role if task["name"] == "Cases and predictions")["vars"],
-            "lock": yaml.safe_load((tasks / "trainer.yml").read_text())[0]["vars"]["lock"],
+            **yaml.safe_load((tasks / "trainer.yml").read_text())[0]["vars"],
         }
 
     @property
@@ -175,7 +177,7 @@ def test_the_digits_need_no_gpu_wherever_they_run(digits: Rendered) -> None:
     assert digits.all["model"]["architecture"] == "mnist"
     assert digits.all["release_policy"]["gate"]["metric"] == "accuracy"
     assert digits.all["release_policy"]["watch"]["seconds"] == 60
-    assert digits.of["mnist-training"]["lock"] == "notebook"
+    assert digits.of["mnist-training"]["python_app_lock"].endswith("/notebook.txt")
 
 
 def test_without_a_monitor_the_proxy_leads_to_none(digits: Rendered) -> None:
@@ -192,7 +194,7 @@ def test_the_proxy_of_a_system_with_a_monitor_leads_there(xrays: Rendered) -> No
         "/status": ["10.9.0.5:5002"], "/grafana/": ["10.9.0.5:3000"],
     }  # fmt: skip
     assert xrays.all["expected_services"]["managed"] == ["ssh", "prometheus-node-exporter", "systemd-journal-upload"]
-    assert xrays.of["pneumonia-trainer"]["lock"] == "trainer"
+    assert xrays.of["pneumonia-trainer"]["python_app_lock"].endswith("/trainer.txt")
     assert xrays.all["release_policy"]["gate"] == {"metric": "auroc", "minimum": 0.7, "tolerance": 0.01}
 
 
