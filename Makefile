@@ -23,7 +23,7 @@ export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  WHERE=lab|aws ($(WHERE))   SYSTEM=pneumonia ($(SYSTEM))   DATA=directory, archive or synthetic   OUT=FILE (verify, bench-…)   T=subset (test)   VERSION=… (approve, rollback)"
+	@echo "  WHERE=lab|aws ($(WHERE))   SYSTEM=pneumonia|mnist ($(SYSTEM))   DATA=directory, archive or synthetic   OUT=FILE (verify, bench-…)   T=subset (test)   VERSION=… (approve, rollback)"
 	@echo "  HOST=pneumonia-api   SERVICE=lightbox-api   ID=request id   SINCE=-2d   FOLLOW=1   (logs)"
 
 up: $(if $(filter lab,$(WHERE)),lab,$(VENV)/ready) ## Bring SYSTEM up: network, hosts, model, proof; prints its URL
@@ -83,8 +83,9 @@ bench-watching: $(VENV)/ready ## Measure what exporters and log shippers cost on
 bench-rollback: $(VENV)/ready ## Time the way back to the model before, under requests; OUT=FILE
 	$(BIN)/python benchmarks/rollback.py $(if $(OUT),--out $(abspath $(OUT)))
 
-picture: $(VENV)/ready ## Draw the README's picture of the network from the inventory
+picture: $(VENV)/ready ## Draw the documents' pictures of the networks from the inventories
 	$(BIN)/python docs/draw_network.py inventories/pneumonia docs/network.svg
+	$(BIN)/python docs/draw_network.py inventories/mnist docs/network-mnist.svg
 
 locks: $(VENV)/ready ## Resolve every lock file anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header requirements/controller.in -o requirements/controller.txt

@@ -15,6 +15,7 @@ import yaml
 WIDTH_OUTSIDE, WIDTH_SUBNET, GAP = 150, 250, 90
 HOST_WIDTH, HOST_HEIGHT, HOST_GAP = 190, 64, 56
 TOP, MARGIN = 110, 24
+CHARACTER = 6.2  # width of one in a line of small text
 
 STYLE = """
   text { font-family: system-ui, -apple-system, 'Segoe UI', sans-serif; font-size: 13px; fill: #1f2933 }
@@ -26,6 +27,8 @@ STYLE = """
   .flow { fill: none; stroke: #2f5d8a; stroke-width: 1.6; marker-end: url(#arrow) }
   .label { font-size: 11.5px; font-weight: 600; fill: #1a4971; paint-order: stroke; stroke: #f7f9fb; stroke-width: 5px }
 """
+
+OUTSIDE = {"internet": "anyone", "admins": "admin_cidrs"}
 
 Box = tuple[float, float, float, float]
 
@@ -79,8 +82,15 @@ def around(boxes: list[Box]) -> Box:
     return (left, top, right - left, bottom - top)
 
 
+def in_words(flow: dict[str, Any]) -> str:
+    """Return a flow as a line of text; of what stands under `if`, ``{{ api_public | bool }}``, the variable."""
+    source, target = ("every host" if flow[end] == "all" else flow[end] for end in ("from", "to"))
+    where = f" where {flow['if'].strip('{} ').split('|')[0].strip()}" if "if" in flow else ""
+    return f"{source} reaches {target} on {', '.join(map(str, flow['ports']))}{where}: {flow.get('why', '')}"
+
+
 def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], flows: list[dict[str, Any]]) -> str:
-    """Return the SVG of a network."""
+    """Return the SVG of a network; a flow of a role that has no instance is left out."""
     boxes: dict[str, Box] = {}
     hosts_of: dict[str, list[Box]] = {}
     parts: list[str] = []
@@ -96,10 +106,14 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
     height_inside = tallest * (HOST_HEIGHT + HOST_GAP) + 40
     left = MARGIN + WIDTH_OUTSIDE + GAP
     width = left + len(columns) * (WIDTH_SUBNET + GAP) - GAP + 2 * MARGIN + 40
-    everywhere = [flow for flow in flows if "all" in (flow["from"], flow["to"])]
-    height = TOP + height_inside + 90 + 20 * len(everywhere)
+    ends = {*roles, *OUTSIDE, "all"}
+    flows = [flow for flow in flows if {flow["from"], flow["to"]} <= ends]
+    # What leads to every host, or holds at times, is said in words.
+    said = [flow for flow in flows if "all" in (flow["from"], flow["to"]) or "if" in flow]
+    height = TOP + height_inside + 90 + 20 * len(said)
 
     vpc = (left - MARGIN, TOP - 46, width - left - MARGIN + 10, height_inside + 70)
+    width = max([width, *(left + CHARACTER * len(in_words(flow)) + MARGIN for flow in said)])
     parts += [rectangle(vpc, "vpc", 12), text(vpc[0] + 14, vpc[1] + 22, f"VPC {network['cidr']}", "small", "start")]
     for column, subnet in enumerate(network["subnets"]):
         x = left + column * (WIDTH_SUBNET + GAP)
@@ -121,7 +135,7 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
     boxes |= {role: around(of_role) for role, of_role in hosts_of.items()}
     parts += [rectangle(boxes[role], "role", 12) for role, of_role in hosts_of.items() if len(of_role) > 1]
     centre = TOP + height_inside / 2
-    for row, (name, words) in enumerate({"internet": "anyone", "admins": "admin_cidrs"}.items()):
+    for row, (name, words) in enumerate(OUTSIDE.items()):
         boxes[name] = (MARGIN, centre - 90 + row * 110, WIDTH_OUTSIDE, HOST_HEIGHT)
         left_edge, top_edge, w, _ = boxes[name]
         parts += [
@@ -131,7 +145,7 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
         ]
     lanes: dict[tuple[str, str], int] = {}
     for flow in flows:
-        if flow in everywhere:
+        if flow in said:
             continue
         if flow["from"] == flow["to"]:
             parts.append(loop(boxes[flow["to"]], ", ".join(map(str, flow["ports"]))))
@@ -139,11 +153,8 @@ def draw(title: str, network: dict[str, Any], instances: list[dict[str, Any]], f
         pair = tuple(sorted((flow["from"], flow["to"])))
         lane = lanes[pair] = lanes.get(pair, -1) + 1
         parts.append(arrow(boxes[flow["from"]], boxes[flow["to"]], ", ".join(map(str, flow["ports"])), lane))
-    for row, flow in enumerate(everywhere):
-        ports = ", ".join(map(str, flow["ports"]))
-        y = TOP + height_inside + 50 + row * 20
-        source, target = ("every host" if flow[end] == "all" else flow[end] for end in ("from", "to"))
-        parts.append(text(left, y, f"{source} reaches {target} on {ports}: {flow.get('why', '')}", "small", "start"))
+    for row, flow in enumerate(said):
+        parts.append(text(left, TOP + height_inside + 50 + row * 20, in_words(flow), "small", "start"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}">'

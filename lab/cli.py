@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -363,19 +364,31 @@ def ssh_arguments(settings: Settings, state: dict[str, Any], options: argparse.N
         "-o", f"UserKnownHostsFile={key.parent / 'known_hosts'}",
     ]  # fmt: skip
     through: list[str] = []
-    if not host["public_ip"]:
+    address = host["public_ip"]
+    if not (address and _admits_ssh(host, settings.controller_address)):
         doors = [
             one
             for one in state["instances"]
             if one["public_ip"] and one["vpc_id"] == host["vpc_id"] and one["state"] == "running"
+            if _admits_ssh(one, settings.controller_address)
         ]
         if not doors:
-            raise LabError(f"no running instance in the network of {host['name']} has a public address to go through")
-        door = doors[0]
+            raise LabError(
+                f"no running instance in the network of {host['name']} has a public address and lets SSH in from here"
+            )
+        door, address = doors[0], host["private_ip"]
         jump = " ".join(["ssh", "-q", "-W", "%h:%p", *common, "-o", f"HostKeyAlias={door['id']}"])
         through = ["-o", f"ProxyCommand={jump} {options.user}@{door['public_ip']}"]
-    address = host["public_ip"] or host["private_ip"]
     return ["ssh", *common, "-o", f"HostKeyAlias={host['id']}", *through, f"{options.user}@{address}", *options.command]
+
+
+def _admits_ssh(host: dict[str, Any], address: str) -> bool:
+    return any(
+        rule["protocol"] in ("tcp", "all")
+        and (rule["from_port"] is None or rule["from_port"] <= 22 <= rule["to_port"])
+        and any(ip_address(address) in ip_network(cidr) for cidr in rule["cidrs"] if ":" not in cidr)
+        for rule in host["ingress"]
+    )
 
 
 def _host_named(instances: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -46,11 +46,12 @@ def lint() -> list[Command]:
             "-i",
             f"inventories/{where}",
             "-i",
-            "inventories/pneumonia",
+            f"inventories/{system}",
             playbook,
             "--syntax-check",
         ]
         for where in ("lab", "aws")
+        for system in ("pneumonia", "mnist")
         for playbook in ("site.yml", "train.yml")
     ]
     return [

@@ -356,6 +356,14 @@ def test_the_files_in_which_mnist_is_published_are_a_source(tmp_path, zipped, do
         assert (np.asarray(image) == digits()["x_test"][7]).all(), name
 
 
+def test_a_directory_that_holds_one_npz_is_that_file(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    np.savez(tmp_path / "mnist/mnist.npz", **digits())
+    (tmp_path / "mnist/README").touch()
+    manifest, _ = read(tmp_path / "mnist", tmp_path / "cache")
+    assert (manifest.source, Path(manifest.root).name, len(manifest.samples)) == ("npz", "mnist.npz", 350)
+
+
 def test_idx_files_that_lack_something_are_named(tmp_path):
     directory = write_idx(tmp_path / "idx")
     images = directory / "train-images-idx3-ubyte"

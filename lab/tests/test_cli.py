@@ -103,6 +103,19 @@ def test_ssh_goes_straight_or_through_the_host_with_a_public_address(tmp_path: P
     assert "HostKeyAlias=i-proxy" in proxy
 
 
+def test_ssh_goes_round_a_public_address_that_lets_it_not_in(tmp_path: Path) -> None:
+    closed = instance("api", "10.0.1.5", "198.18.0.12", ingress=[rule("tcp", 22, 22, "10.0.1.4/32")])
+    state = {**STATE, "instances": [closed, *STATE["instances"]]}
+    options = argparse.Namespace(host="api", key=tmp_path / "key", user="admin", command=[])
+    through = cli.ssh_arguments(Settings(lab_dir=tmp_path), state, options)
+    assert through[-1] == "admin@10.0.1.5"
+    assert any("admin@198.18.0.10" in word for word in through)
+    options.host = "ui"
+    nobody = {**state, "instances": [one for one in state["instances"] if one["name"] != "pneumonia-proxy"]}
+    with pytest.raises(cli.LabError, match="lets SSH in from here"):
+        cli.ssh_arguments(Settings(lab_dir=tmp_path), nobody, options)
+
+
 def test_ssh_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(cli.LabError, match="'db' is not a host of the lab; hosts: pneumonia-proxy, pneumonia-ui"):
         ssh(tmp_path, "db")

@@ -1,12 +1,13 @@
 """Filters that turn the list of flows into security group rules and into a reachability matrix.
 
 A flow is a mapping ``{from, to, ports}``. ``from`` is a role, ``all``, ``internet`` or ``admins``; ``to`` is a role or
-``all``, and not both are ``all``. Everything that is not a flow is closed.
+``all``, and not both are ``all``. With ``if`` it is a flow where that is true. Everything that is not a flow is closed.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -14,6 +15,10 @@ from ansible.errors import AnsibleFilterError
 # What EC2 takes as the description of a rule.
 WHY = re.compile(r"[a-zA-Z0-9 ._\-:/()#,@\[\]+=&;{}!$*]{0,255}")
 OUTSIDE = ("internet", "admins")
+
+
+def _holds(flow: dict[str, Any]) -> bool:
+    return bool(flow.get("if", True))
 
 
 def _targets(flow: dict[str, Any], roles: list[str]) -> list[str]:
@@ -28,15 +33,24 @@ def _sources(flow: dict[str, Any], role: str, roles: list[str]) -> list[str]:
     return [other for other in roles if other != role] if flow["from"] == "all" else [flow["from"]]
 
 
-def check_flows(flows: list[dict[str, Any]], roles: list[str]) -> list[str]:
-    """Return what is wrong with the flows, in words; an empty list when nothing is."""
+def check_flows(flows: list[dict[str, Any]], roles: list[str], optional: Iterable[str] = ()) -> list[str]:
+    """Return what is wrong with the flows, in words; an empty list when nothing is.
+
+    Args:
+        flows: the flows of the system.
+        roles: every role of the system.
+        optional: roles that it may do without: a flow that names one is no mistake.
+    """
     faults = []
+    known = (*roles, *optional)
     for flow in flows:
-        if flow["from"] not in (*roles, "all", *OUTSIDE):
+        if not isinstance(flow.get("if", True), bool):
+            faults.append(f"flow {flow}: 'if' must be true or false")
+        if flow["from"] not in (*known, "all", *OUTSIDE):
             faults.append(f"flow {flow}: 'from' is neither a role of `instances` nor one of all, {', '.join(OUTSIDE)}")
         if flow["from"] == flow["to"] == "all":
             faults.append(f"flow {flow}: 'from' and 'to' cannot both be 'all'")
-        if flow["to"] not in (*roles, "all"):
+        if flow["to"] not in (*known, "all"):
             faults.append(f"flow {flow}: 'to' is neither a role of `instances` nor 'all'")
         if not flow["ports"] or not all(isinstance(port, int) and 0 < port < 65536 for port in flow["ports"]):
             faults.append(f"flow {flow}: 'ports' must be a list of numbers from 1 to 65535")
@@ -48,7 +62,12 @@ def check_flows(flows: list[dict[str, Any]], roles: list[str]) -> list[str]:
 
 
 def flow_rules(
-    flows: list[dict[str, Any]], role: str, roles: list[str], admin_cidrs: list[str], group_ids: dict[str, str]
+    flows: list[dict[str, Any]],
+    role: str,
+    roles: list[str],
+    admin_cidrs: list[str],
+    group_ids: dict[str, str],
+    optional: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Return the inbound rules of one role's security group, as amazon.aws.ec2_security_group takes them.
 
@@ -58,13 +77,14 @@ def flow_rules(
         roles: every role of the system.
         admin_cidrs: the networks that `admins` stands for.
         group_ids: security group id by role.
+        optional: see `check_flows`.
     """
-    faults = check_flows(flows, roles)
+    faults = check_flows(flows, roles, optional)
     if faults:
         raise AnsibleFilterError("; ".join(faults))
     rules: list[dict[str, Any]] = []
     for flow in flows:
-        if role not in _targets(flow, roles):
+        if not _holds(flow) or role not in _targets(flow, roles):
             continue
         rule = {"proto": "tcp", "ports": [str(port) for port in flow["ports"]], "rule_desc": flow.get("why", "")}
         if flow["from"] == "internet":
@@ -74,7 +94,8 @@ def flow_rules(
                 continue
             rule["cidr_ip"] = list(admin_cidrs)
         else:
-            rules += [{**rule, "group_id": group_ids[source]} for source in _sources(flow, role, roles)]
+            sources = [source for source in _sources(flow, role, roles) if source in roles]
+            rules += [{**rule, "group_id": group_ids[source]} for source in sources]
             continue
         rules.append(rule)
     return rules
@@ -111,7 +132,7 @@ def admits(permissions: list[dict[str, Any]], rules: list[dict[str, Any]]) -> bo
 
 
 def known_ports(flows: list[dict[str, Any]], closed_ports: list[int]) -> list[int]:
-    """Return every port that the system knows, sorted: those of the flows and those that must stay closed."""
+    """Return every port that the system knows, sorted: those of the flows, whether they hold or not, and the closed."""
     return sorted({port for flow in flows for port in flow["ports"]} | set(closed_ports))
 
 
@@ -133,7 +154,7 @@ def flow_matrix(
     # `internet` is anyone: what it reaches, the administrators and every host reach too.
     allowed = {
         (target, port)
-        for flow in flows
+        for flow in filter(_holds, flows)
         for target in _targets(flow, roles)
         if flow["from"] in (source, "internet") or (flow["from"] == "all" and source not in (*OUTSIDE, target))
         for port in flow["ports"]

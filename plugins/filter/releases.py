@@ -76,8 +76,8 @@ def release_policy_problems(policy: Any, old_gate: bool = False) -> list[str]:
     problems = []
     if old_gate:
         problems.append(
-            "release_gate is no longer read: write its metric and tolerance, and a minimum, under release_policy.gate "
-            "(inventories/pneumonia/group_vars/all/model.yml shows how) and remove it."
+            "release_gate is no longer read: write its metric and tolerance, and a minimum, as policy_gate, which is "
+            "release_policy.gate (inventories/pneumonia/group_vars/all/model.yml shows how), and remove it."
         )
     if not isinstance(policy, Mapping) or not policy:
         return [*problems, "release_policy is missing: it holds gate, approval, canary and watch."]

@@ -6,17 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_picture_shows_the_inventory(tmp_path):
+@pytest.mark.parametrize(("system", "picture"), [("pneumonia", "network.svg"), ("mnist", "network-mnist.svg")])
+def test_the_picture_shows_the_inventory(tmp_path, system, picture):
     subprocess.run(
-        [sys.executable, "docs/draw_network.py", "inventories/pneumonia", str(tmp_path / "network.svg")],
+        [sys.executable, "docs/draw_network.py", f"inventories/{system}", str(tmp_path / picture)],
         cwd=ROOT,
         check=True,
     )
-    drawn = (tmp_path / "network.svg").read_text()
-    assert drawn == (ROOT / "docs/network.svg").read_text(), "run `make picture`"
+    drawn = (tmp_path / picture).read_text()
+    assert drawn == (ROOT / "docs" / picture).read_text(), "run `make picture`"
 
 
 def test_the_picture_shows_every_host_of_a_role_and_what_they_say_to_one_another():
@@ -32,6 +35,21 @@ def test_the_picture_shows_every_host_of_a_role_and_what_they_say_to_one_another
     assert ">api<" in two and ">api2<" in two
     assert one.count('class="flow"') == two.count('class="flow"') == 2
     assert 'class="role"' in two and 'class="role"' not in one
+
+
+def test_the_picture_says_when_a_flow_holds_and_leaves_out_roles_without_hosts():
+    sys.path.insert(0, str(ROOT / "docs"))
+    from draw_network import draw
+
+    network = {"cidr": "10.0.0.0/16", "subnets": [{"name": "app", "cidr": "10.0.2.0/24", "route": "nat"}]}
+    api = {"name": "api", "role": "api", "subnet": "app", "type": "t3.medium", "public": False}
+    flows = [
+        {"from": "internet", "to": "api", "ports": [5000], "if": "{{ api_public | bool }}", "why": "directly"},
+        {"from": "monitor", "to": "api", "ports": [9100]},
+    ]
+    drawn = draw("title", network, [api], flows)
+    assert 'class="flow"' not in drawn and "9100" not in drawn
+    assert "internet reaches api on 5000 where api_public: directly" in drawn
 
 
 def test_the_pipelines_call_what_is_there():

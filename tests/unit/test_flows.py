@@ -147,6 +147,30 @@ def test_a_group_that_admits_the_flows_is_known_by_its_permissions(role):
     assert not admits(permissions(rules) + sixth, rules)
 
 
+def test_a_flow_holds_where_its_condition_does():
+    for holds in (True, False):
+        flow = {"from": "internet", "to": "api", "ports": [5000], "if": holds}
+        assert bool(flow_rules([flow], "api", ROLES, [], GROUPS)) is holds
+        (found,) = [
+            item for item in flow_matrix([flow], "admins", HOSTS, known_ports([flow], [])) if item["name"] == "p-api"
+        ]
+        assert found == {"name": "p-api", "address": "10.0.0.6", "port": 5000, "open": holds}
+    assert "'if'" in check_flows([{"from": "ui", "to": "api", "ports": [1], "if": "no"}], ROLES)[0]
+
+
+def test_a_flow_may_name_a_role_that_the_system_does_without():
+    roles = ["proxy", "ui", "api"]
+    assert "'from'" in check_flows(FLOWS, roles)[0]
+    assert check_flows(FLOWS, roles, ["monitor"]) == []
+    flows = [*FLOWS, {"from": "all", "to": "monitor", "ports": [19532]}]
+    rules = flow_rules(flows, "api", roles, [], {role: GROUPS[role] for role in roles}, ["monitor"])
+    assert [rule["group_id"] for rule in rules] == ["sg-api"]
+    hosts = [host for host in HOSTS if host[1] != "monitor"]
+    found = flow_matrix(flows, "ui", hosts, known_ports(flows, []))
+    assert {item["port"] for item in found} >= {9100, 19532}, "the doctor knocks there too"
+    assert not [item for item in found if item["open"] and item["port"] in (9100, 19532)]
+
+
 def test_everybody_reaches_what_a_flow_from_all_leads_to():
     flows = [{"from": "all", "to": "monitor", "ports": [19532], "why": "journals"}]
     rules = flow_rules(flows, "monitor", ROLES, [], GROUPS)

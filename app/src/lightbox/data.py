@@ -7,8 +7,8 @@ all. A patient is never on two sides.
 
 Layout of a directory or archive: ``train/<class>/*.jpeg`` (or PNG or DICOM files) with an optional ``test/`` and
 ``val/`` beside ``train/``, or just ``<class>/*.jpeg``. A ``test`` that is there is kept as the test split; a ``val``
-only when it is large enough. A directory may also hold the four files in which MNIST is published:
-``train-images-idx3-ubyte`` and so on, or ``.gz``.
+only when it is large enough. A directory may also hold a single ``.npz``, or the four files in which MNIST is
+published: ``train-images-idx3-ubyte`` and so on, or ``.gz``.
 """
 
 from __future__ import annotations
@@ -486,7 +486,10 @@ def locate(
     path = _fetch(source, cache, sha256, anonymous, report)
     if path.is_dir():
         idx = _from_idx(path, cache)
-        return Located("idx", idx) if idx else Located(kind, path)
+        if idx is not None:
+            return Located("idx", idx)
+        npz = [file for file in path.glob("*.npz") if not file.name.startswith(".")]
+        return Located("npz", npz[0]) if len(npz) == 1 else Located(kind, path)
     found = file_digest(path)
     if sha256 and found != sha256:
         raise DataError(f"{path} is damaged: its SHA-256 is {found}, not {sha256}; fetch it again")
