@@ -10,6 +10,8 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -84,20 +86,34 @@ def receiver(system: System) -> Iterator[Receiver]:
     receiver.server.shutdown()
 
 
-def told_and_told_the_end(
-    receiver: Receiver, provoke: Callable[[], object], repair: Callable[[], object], **labels: str
-) -> dict[str, Any]:
-    """Provoke an alert and repair what is wrong; return the alert as it arrived."""
+@dataclass
+class Trouble:
+    """Something to go wrong: how it comes about, how it is repaired, and the labels of the alert that tells it."""
+
+    provoke: Callable[[], object]
+    repair: Callable[[], object]
+    labels: dict[str, str]
+
+
+def told_and_told_the_end(receiver: Receiver, *troubles: Trouble) -> list[dict[str, Any]]:
+    """Provoke alerts, several at once, and repair what is wrong; return the alerts as they arrived."""
     since = len(receiver.messages)
+    found = []
     try:
-        provoke()
-        (alert, *_) = wait_until(f"{labels} arrives", lambda: receiver.alerts("firing", since, **labels), SECONDS)
+        for trouble in troubles:
+            trouble.provoke()
+        for trouble in troubles:
+            here = partial(receiver.alerts, "firing", since, **trouble.labels)
+            found.append(dict(wait_until(f"{trouble.labels} arrives", here, SECONDS)[0]))
     finally:
-        repair()
-    wait_until(f"{labels} is over", lambda: receiver.alerts("resolved", since, **labels), SECONDS)
-    assert alert["annotations"]["summary"] and alert["annotations"]["description"]
-    assert alert["annotations"]["runbook_url"].endswith(f"/docs/runbooks/{labels['alertname']}.md")
-    return dict(alert)
+        for trouble in troubles:
+            trouble.repair()
+    for trouble, alert in zip(troubles, found, strict=True):
+        over = partial(receiver.alerts, "resolved", since, **trouble.labels)
+        wait_until(f"{trouble.labels} is over", over, SECONDS)
+        assert alert["annotations"]["summary"] and alert["annotations"]["description"]
+        assert alert["annotations"]["runbook_url"].endswith(f"/docs/runbooks/{trouble.labels['alertname']}.md")
+    return found
 
 
 def quiet(system: System) -> bool:
@@ -113,69 +129,67 @@ def test_a_quiet_time_sends_nothing(system: System, receiver: Receiver) -> None:
     assert receiver.messages[since:] == []
 
 
-def test_a_stopped_service_is_told(system: System, receiver: Receiver) -> None:
-    told_and_told_the_end(
+def test_a_service_a_disk_a_certificate_and_a_training_are_told(system: System, receiver: Receiver) -> None:
+    tls = "cd /etc/nginx/tls && certificate=$(ls self_signed-*.crt | head -n 1)"
+    settings = "/etc/lightbox/train.json"
+    _, disk, _, _ = told_and_told_the_end(
         receiver,
-        lambda: system.on("ui", "systemctl stop lightbox-ui"),
-        lambda: system.on("ui", "systemctl start lightbox-ui"),
-        alertname="TargetDown", job="ui", instance="pneumonia-ui",
+        Trouble(
+            lambda: system.on("ui", "systemctl stop lightbox-ui"),
+            lambda: system.on("ui", "systemctl start lightbox-ui"),
+            {"alertname": "TargetDown", "job": "ui", "instance": "pneumonia-ui"},
+        ),
+        Trouble(
+            lambda: system.on("api", "mkdir -p /srv/full && mount -t tmpfs -o size=20m full /srv/full"
+                                     " && head -c 19M /dev/zero > /srv/full/filling"),
+            lambda: system.on("api", "umount /srv/full && rmdir /srv/full"),
+            {"alertname": "DiskFilling", "instance": "pneumonia-api", "mountpoint": "/srv/full"},
+        ),
+        Trouble(
+            lambda: system.on("proxy", f"{tls} && cp -p $certificate kept && openssl req -x509 -key self_signed.key"
+                                       " -days 2 -subj /CN=soon -out $certificate && systemctl reload nginx"),
+            lambda: system.on("proxy", f"{tls} && mv kept $certificate && systemctl reload nginx"),
+            {"alertname": "CertificateExpiring"},
+        ),
+        Trouble(
+            lambda: system.on("trainer", f"cp -p {settings} {settings}.kept"
+                                         f" && echo '{{\"epochs\": \"many\"}}' > {settings}"
+                                         " && systemctl start --no-block lightbox-train"),
+            lambda: system.on("trainer", f"mv {settings}.kept {settings}; systemctl reset-failed lightbox-train"),
+            {"alertname": "TrainingFailed", "instance": "pneumonia-trainer"},
+        ),
     )  # fmt: skip
     assert receiver.tokens == {f"Bearer {TOKEN}"}
+    assert disk["annotations"]["description"].startswith("5% of /srv/full on pneumonia-api is free")
 
 
-def test_a_host_that_is_down_is_told_once(system: System, receiver: Receiver) -> None:
+def test_a_host_that_is_down_is_told_once_and_errors_with_their_cause(system: System, receiver: Receiver) -> None:
     ec2, instance = system.client("ec2"), system.instances()["ui"]["InstanceId"]
+    address = system.instances()["api"]["PrivateIpAddress"]
     since = len(receiver.messages)
 
     def stop() -> None:
         ec2.stop_instances(InstanceIds=[instance])
         ec2.get_waiter("instance_stopped").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
 
-    told_and_told_the_end(
-        receiver, stop, lambda: ec2.start_instances(InstanceIds=[instance]),
-        alertname="HostDown", instance="pneumonia-ui",
-    )  # fmt: skip
-    assert receiver.alerts("firing", since, alertname="TargetDown", instance="pneumonia-ui") == []
-    wait_until("an upload is answered", system.ready, 90)
-
-
-def test_a_full_disk_is_told(system: System, receiver: Receiver) -> None:
-    alert = told_and_told_the_end(
-        receiver,
-        lambda: system.on("api", "mkdir -p /srv/full && mount -t tmpfs -o size=20m full /srv/full"
-                                 " && head -c 19M /dev/zero > /srv/full/filling"),
-        lambda: system.on("api", "umount /srv/full && rmdir /srv/full"),
-        alertname="DiskFilling", instance="pneumonia-api", mountpoint="/srv/full",
-    )  # fmt: skip
-    assert alert["annotations"]["description"].startswith("5% of /srv/full on pneumonia-api is free")
-
-
-def test_a_certificate_that_expires_is_told(system: System, receiver: Receiver) -> None:
-    tls = "cd /etc/nginx/tls && certificate=$(ls self_signed-*.crt | head -n 1)"
-    told_and_told_the_end(
-        receiver,
-        lambda: system.on("proxy", f"{tls} && cp -p $certificate kept && openssl req -x509 -key self_signed.key -days 2"
-                                   " -subj /CN=soon -out $certificate && systemctl reload nginx"),
-        lambda: system.on("proxy", f"{tls} && mv kept $certificate && systemctl reload nginx"),
-        alertname="CertificateExpiring",
-    )  # fmt: skip
-
-
-def test_errors_of_the_service_are_told(system: System, receiver: Receiver) -> None:
-    address = system.instances()["api"]["PrivateIpAddress"]
-
     def fail() -> None:
         system.on("api", "systemctl stop redis-server")
         asked = f"curl -s -o /dev/null -m 5 http://{address}:5000/v1/cases"
-        system.on("ui", f"for i in $(seq 40); do {asked}; sleep 0.5; done")
+        system.on("monitor", f"for i in $(seq 40); do {asked}; sleep 0.5; done")
 
-    since = len(receiver.messages)
     told_and_told_the_end(
-        receiver, fail, lambda: system.on("api", "systemctl start redis-server"), alertname="ManyErrors", app="api"
-    )
-    # Why is told too.
+        receiver,
+        Trouble(
+            stop, lambda: ec2.start_instances(InstanceIds=[instance]),
+            {"alertname": "HostDown", "instance": "pneumonia-ui"},
+        ),
+        Trouble(
+            fail, lambda: system.on("api", "systemctl start redis-server"), {"alertname": "ManyErrors", "app": "api"}
+        ),
+    )  # fmt: skip
+    assert receiver.alerts("firing", since, alertname="TargetDown", instance="pneumonia-ui") == []
     assert receiver.alerts("firing", since, alertname="CaseStoreDown", instance="pneumonia-api")
-    wait_until("an upload is answered", system.ready, 60)
+    wait_until("an upload is answered", system.ready, 90)
 
 
 def test_uploads_without_a_verdict_are_told(system: System, receiver: Receiver) -> None:
@@ -189,7 +203,8 @@ def test_uploads_without_a_verdict_are_told(system: System, receiver: Receiver) 
             time.sleep(2)
 
     told_and_told_the_end(
-        receiver, upload, lambda: system.on("api", "systemctl start lightbox-api"), alertname="NoPredictions"
+        receiver,
+        Trouble(upload, lambda: system.on("api", "systemctl start lightbox-api"), {"alertname": "NoPredictions"}),
     )
     wait_until("an upload is answered", system.ready, 60)
 
@@ -206,18 +221,7 @@ def test_verdicts_that_drift_are_told(system: System, receiver: Receiver, tmp_pa
             time.sleep(0.5)
 
     # Nothing is to be repaired: a minute later these verdicts are of the past.
-    told_and_told_the_end(receiver, drift, lambda: None, alertname="VerdictsDrifted")
-
-
-def test_a_training_that_failed_is_told(system: System, receiver: Receiver) -> None:
-    settings = "/etc/lightbox/train.json"
-    told_and_told_the_end(
-        receiver,
-        lambda: system.on("trainer", f"cp -p {settings} {settings}.kept && echo '{{\"epochs\": \"many\"}}' > {settings}"
-                                     " && systemctl start --no-block lightbox-train"),
-        lambda: system.on("trainer", f"mv {settings}.kept {settings}; systemctl reset-failed lightbox-train"),
-        alertname="TrainingFailed", instance="pneumonia-trainer",
-    )  # fmt: skip
+    told_and_told_the_end(receiver, Trouble(drift, lambda: None, {"alertname": "VerdictsDrifted"}))
 
 
 def test_the_doctor_tells_which_alerts_fire(system: System, receiver: Receiver, tmp_path: Path) -> None:
