@@ -1,7 +1,7 @@
 """Run the tests: ``make test`` for all of them, ``make test T=name`` for a stage or one role's scenarios.
 
-Stages run one after another, the quick ones first; all of them run even when one fails, and the exit status says
-whether all passed.
+The quick stages run first, and the others beside the longest one; all of them run even when one fails, and the exit
+status says whether all passed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = ROOT / ".venv/bin"
 APP_BIN = ROOT / ".venv-app/bin"
 Command = list[str]
-# Stages whose commands stand by themselves, but for what comes before them, and run as many at once as there are cores.
-ABREAST = frozenset({"lint", "molecule"})
-# Stages that wait for their hosts more than they compute: where both are to run, they run beside one another.
-BESIDE = ("molecule", "system")
+# Stages whose commands stand by themselves, and run as many at once as there are cores.
+ABREAST = frozenset({"lint"})
+# The stage that waits for its hosts more than it computes, and those that run beside it, one after the other, with what
+# it leaves of the processor.
+WAITING = "system"
+BESIDE = ("unit", "provisioning", "molecule")
 # Scenarios of roles that no system has yet: they run when they are asked for by name.
 ON_DEMAND = frozenset({"jupyter"})
 # Molecule's podman has settings of its own: those of the lab go with the lab.
@@ -108,14 +111,17 @@ def selected(subset: str) -> dict[str, list[Command]]:
     sys.exit(f"'{subset}' is neither a stage ({', '.join(everything)}) nor a role with a scenario ({', '.join(roles)})")
 
 
-def run(stage: str, command: Command, environment: dict[str, str], aside: bool) -> tuple[str, bool, float]:
+def run(
+    stage: str, command: Command, environment: dict[str, str], aside: bool, niceness: int
+) -> tuple[str, bool, float]:
     """Run one command; return its name, whether it passed, and its seconds. Aside, it prints when it has ended."""
     shown = " ".join(command).replace(f"{ROOT}/", "")
     name = f"{stage}: {shown}"
     print(f"\n=== {name}{' has begun' if aside else ''}", flush=True)
     started = time.monotonic()
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, check=False, stdin=subprocess.DEVNULL,
+        ["nice", f"--adjustment={niceness}", *command],
+        cwd=ROOT, env=environment, check=False, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if aside else None, stderr=subprocess.STDOUT if aside else None,
     )  # fmt: skip
     if aside:
@@ -135,22 +141,23 @@ def main() -> int:
     }
     results: list[tuple[str, bool, float]] = []
 
-    def go(stage: str, commands: list[Command], workers: int | None = None) -> None:
-        """Run a stage: as many commands at once as there are workers; alone, a command prints as it goes."""
-        own = environments.get(stage, environment)
-        with ThreadPoolExecutor(workers) as pool:
-            ends = pool.map(lambda command: run(stage, command, own, aside=stage in ABREAST), commands)
-            results.extend(ends)
+    def go(stages: list[str], beside: bool = False) -> None:
+        """Run stages: what is beside another prints when it has ended, and so does what runs abreast."""
+        for stage in stages:
+            own = environments.get(stage, environment)
+            aside = beside or stage in ABREAST
+            one = partial(run, stage, environment=own, aside=aside, niceness=10 if beside else 0)
+            results.extend(map(one, before(stage)))
+            with ThreadPoolExecutor(os.cpu_count() if stage in ABREAST else 1) as pool:
+                results.extend(pool.map(one, chosen[stage]))
 
     chosen = selected(options.subset)
-    beside = {stage: chosen.pop(stage) for stage in BESIDE} if chosen.keys() >= set(BESIDE) else {}
-    for stage, commands in chosen.items():
-        go(stage, before(stage), 1)
-        go(stage, commands, os.cpu_count() if stage in ABREAST else 1)
-    for stage in beside:
-        go(stage, before(stage), 1)
-    with ThreadPoolExecutor(len(BESIDE)) as pool:
-        list(pool.map(lambda stage: go(stage, beside[stage], 1), beside))
+    beside = [stage for stage in BESIDE if WAITING in chosen and stage in chosen]
+    go([stage for stage in chosen if stage not in (*beside, WAITING)])
+    with ThreadPoolExecutor() as pool:
+        lanes = [pool.submit(go, beside, True), pool.submit(go, [WAITING] if WAITING in chosen else [])]
+    for lane in lanes:
+        lane.result()
     print("\n=== summary")
     for name, passed, seconds in results:
         print(f"{'ok  ' if passed else 'FAIL'} {seconds:7.1f} s  {name}")
