@@ -217,6 +217,17 @@ def test_a_dead_api_is_said_on_the_page(browser: Browser, digits: System) -> Non
     wait_until("a drawing is answered", digits.ready, 60)
 
 
+def test_it_comes_back_after_a_kill_and_a_restart(digits: System) -> None:
+    digits.on("backend", "systemctl kill --signal=KILL --kill-whom=all lightbox-api")
+    wait_until("a drawing is answered", digits.ready, 60)
+    ec2, instance = digits.client("ec2"), digits.instances()["backend"]["InstanceId"]
+    ec2.stop_instances(InstanceIds=[instance])
+    ec2.get_waiter("instance_stopped").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    assert not digits.ready()
+    ec2.start_instances(InstanceIds=[instance])
+    wait_until("a drawing is answered", digits.ready, 90)
+
+
 def test_there_is_nobody_to_collect_logs(digits: System) -> None:
     done = digits.play("playbooks/logs.yml")
     assert done.returncode != 0 and "monitor" in done.stdout
