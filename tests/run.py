@@ -25,8 +25,6 @@ ABREAST = frozenset({"lint"})
 # it leaves of the processor.
 WAITING = "system"
 BESIDE = ("unit", "provisioning", "molecule")
-# Scenarios of roles that no system has yet: they run when they are asked for by name.
-ON_DEMAND = frozenset({"jupyter"})
 # Molecule's podman has settings of its own: those of the lab go with the lab.
 MOLECULE_DIR = ROOT / ".cache/molecule"
 
@@ -98,7 +96,6 @@ def selected(subset: str) -> dict[str, list[Command]]:
     """Return the stages that a name asks for: a stage, a scenario, or every scenario of a role."""
     everything = stages()
     if not subset:
-        everything["molecule"] = [command for command in everything["molecule"] if command[-1] not in ON_DEMAND]
         return everything
     if subset in everything:
         return {subset: everything[subset]}
