@@ -21,7 +21,7 @@ from lightbox.backends import BackendError
 from lightbox.bundle import Bundle
 from lightbox.export import Familiar
 
-SMALL = ["--synthetic-images", "120", "--image-size", "32", "--width", "8", "--batch-size", "16", "--epochs", "4"]
+SMALL = ["--synthetic-images", "120", "--image-size", "32", "--width", "8", "--batch-size", "16", "--epochs", "3"]
 TWO_HOSTS = json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}})
 
 
@@ -32,9 +32,15 @@ def start(name: str, runs: Path, cache: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*command, *SMALL], stdout=log, stderr=log, env=environment)
 
 
-def history(runs: Path) -> list[Any]:
-    entries = json.loads((runs / "latest/history.json").read_text())
-    return [[entry[key] for key in ("epoch", "loss", "accuracy", "val_loss", "val_auroc")] for entry in entries]
+def wait_for_epoch(runs: Path, process: subprocess.Popen[bytes], epoch: int) -> Path:
+    while not (found := list(runs.glob(f"*/checkpoint-{epoch:04d}/state.json"))):
+        assert process.poll() is None, (runs / "log").read_text()
+        time.sleep(0.02)
+    return found[0]
+
+
+def figures(history: list[dict[str, Any]]) -> Any:
+    return np.asarray([[entry[key] for key in ("epoch", "loss", "accuracy", "val_loss")] for entry in history])
 
 
 @pytest.mark.parametrize("name", [backends.JAX, backends.TORCH])
@@ -46,24 +52,24 @@ def test_another_backend_trains_goes_on_where_it_was_killed_and_makes_a_bundle(n
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     straight.mkdir()
     process = start(name, straight, tmp_path / "cache")
-    while not list(straight.glob("*/checkpoint-0001/state.json")):
-        assert process.poll() is None, (straight / "log").read_text()
-        time.sleep(0.02)
-    # What a run that is killed now leaves behind goes on beside the one that is not.
+    wait_for_epoch(straight, process, 1)
+    # What a run that is killed now leaves behind goes on beside the one that trains to its last epoch.
     process.send_signal(signal.SIGSTOP)
     shutil.copytree(straight, killed)
     process.send_signal(signal.SIGCONT)
     resumed = start(name, killed, tmp_path / "cache")
-    assert process.wait(240) == 0, (straight / "log").read_text()
+    whole = json.loads(wait_for_epoch(straight, process, 3).read_text())["history"]
+    process.kill()
+    process.wait()
     assert resumed.wait(240) == 0, (killed / "log").read_text()
 
-    assert f"with {backends.NAMES[name]}" in (straight / "log").read_text()
-    assert "going on after epoch" not in (straight / "log").read_text()
-    assert "going on after epoch" in (killed / "log").read_text()
-    assert np.isfinite(history(straight)).all() and len(history(straight)) == 4
-    assert np.asarray(history(killed)) == pytest.approx(np.asarray(history(straight)), abs=1e-3)
+    told = (killed / "log").read_text()
+    assert f"with {backends.NAMES[name]}" in told and "going on after epoch" in told
+    found = Bundle.load(killed / "latest")
+    history = json.loads((found.path / "history.json").read_text())
+    assert np.isfinite(figures(history)).all() and [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert figures(history) == pytest.approx(figures(whole), abs=1e-3)
 
-    found = Bundle.load(straight / "latest")
     training = found.contract["training"]
     assert (training["backend"], training["hosts"], training["replicas"]) == (name, 1, 1)
     assert {name, "tensorflow-cpu", "keras"} <= set(found.contract["libraries"])
@@ -115,42 +121,26 @@ def test_nothing_said_is_tensorflow() -> None:
     assert backends.chosen({}, hosts=2) == "tensorflow"
 
 
-SERVED = """
+REFUSED = """
 import sys, keras, numpy as np
 from pathlib import Path
-from lightbox import backends, cnn, export, training
-from lightbox.architectures import ARCHITECTURES
-assert keras.backend.backend() == "jax"
-rng = np.random.default_rng(1)
-file = Path(sys.argv[1]) / "model.onnx"
-model = ARCHITECTURES["mnist"].build((28, 28, 1), cnn.resolve({"architecture": "mnist"})[1], 10)
-x = rng.random((40, 28, 28, 1), dtype=np.float32)
-known = export.Familiar.fit(export.features(model, iter([x])))
-export.compile_serving(model, known, file)
-assert [path.name for path in file.parent.iterdir()] == ["model.onnx"]
-found, said = export.run(file, iter([x])), export.serving_network(model, known)(x)
-assert set(found) == set(said) == {"score", "distance"}, found
-for name, values in said.items():
-    np.testing.assert_allclose(np.asarray(values), found[name], rtol=1e-3, atol=1e-5)
-
-file.unlink()
+from lightbox import export
 image = keras.Input((8, 8, 1))
-odd = keras.layers.Activation("gelu")(keras.layers.Flatten()(image))
+model = keras.Model(image, keras.layers.Dense(1, name="other")(keras.layers.Flatten()(image)))
+known = export.Familiar.fit(np.random.default_rng(1).random((50, 6)))
 try:
-    export.compile_serving(keras.Model(image, keras.layers.Dense(1, name="other")(odd)), known, file)
-except ValueError as error:
-    raise SystemExit(f"not said in words: {error}")
+    export.compile_serving(model, known, Path(sys.argv[1]) / "model.onnx")
 except export.ExportError as error:
-    print(error)
+    print(keras.backend.backend(), error)
 """
 
 
-def test_the_network_of_another_backend_is_compiled_whole_and_what_cannot_be_is_said(tmp_path) -> None:
+def test_why_the_network_of_another_backend_cannot_be_compiled_is_said(tmp_path) -> None:
     environment = {**os.environ, backends.VARIABLE: backends.JAX}
-    command = [sys.executable, "-c", SERVED, str(tmp_path)]
+    command = [sys.executable, "-c", REFUSED, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert "No such layer: score" in done.stdout
+    assert done.stdout.startswith("jax ") and "No such layer: score" in done.stdout, done.stdout + done.stderr[-4000:]
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_familiar_is_kept_to_the_last_digit(tmp_path) -> None:
