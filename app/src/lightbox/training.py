@@ -512,7 +512,8 @@ def _reseed(model: Any, seed: int, epoch: int) -> None:
 
     for index, layer in enumerate(model.layers):
         if isinstance(layer, keras.layers.Dropout):
-            # Far apart in both words: PyTorch seeds itself with their sum, and every draw adds one to it.
+            # Far apart: PyTorch seeds itself with the sum of the two, and every draw adds one to it; it does so only
+            # for a layer that was made with a seed.
             state = np.random.SeedSequence([seed, epoch, index]).generate_state(2)
             layer.seed_generator.state.assign(state)
 
