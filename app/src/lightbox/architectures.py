@@ -104,7 +104,7 @@ def compact(shape: tuple[int, int, int], settings: Any, classes: int = 2) -> Any
     for factor, stride in ((1, 1), (2, 2), (4, 2), (4, 1)):
         x = _residual(x, factor * w, stride)
     x = layers.GlobalAveragePooling2D()(x)
-    x = layers.Dropout(settings.dropout)(x)
+    x = layers.Dropout(settings.dropout, seed=settings.seed)(x)
     return keras.Model(image, _score(x, classes), name="compact")
 
 
@@ -121,7 +121,7 @@ def mnist(shape: tuple[int, int, int], settings: Any, classes: int = 2) -> Any:
         x = layers.Conv2D(32, 3, padding="same", activation="relu")(x)
         x = layers.MaxPooling2D()(x)
     x = layers.Dense(128, activation="relu")(layers.Flatten()(x))
-    x = layers.Dropout(settings.dropout)(x)
+    x = layers.Dropout(settings.dropout, seed=settings.seed)(x)
     return keras.Model(image, _score(x, classes), name="mnist")
 
 
@@ -137,7 +137,7 @@ def _head(base: Any, image: Any, x: Any, settings: Any, classes: int, name: str)
         x = layers.Dense(settings.dense, kernel_regularizer=regularizers.L2(settings.l2), use_bias=False)(x)
         x = layers.BatchNormalization(momentum=MOMENTUM)(x)
         x = layers.ReLU()(x)
-        x = layers.Dropout(settings.dropout)(x)
+        x = layers.Dropout(settings.dropout, seed=settings.seed)(x)
     return keras.Model(image, _score(x, classes), name=name)
 
 

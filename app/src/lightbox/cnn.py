@@ -3,7 +3,8 @@
 A run is named by the digest of its data, its hyper-parameters and the code that trains. A finished run is not repeated,
 a broken one goes on after its last epoch. What comes out is a bundle, in ``RUNS/<run>/bundle``, that appears whole or
 not at all; ``--out-link`` points at it, ``--progress`` tells how far things are, ``--metrics-port`` tells Prometheus.
-``TF_CONFIG`` in the environment names hosts that train one model together, see `lightbox.workers`.
+``KERAS_BACKEND`` in the environment chooses what Keras trains with, see `lightbox.backends`; ``TF_CONFIG`` names hosts
+that train one model together, see `lightbox.workers`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import numpy as np
 
 from lightbox import (
     architectures,
+    backends,
     bundle,
     centring,
     data,
@@ -48,6 +50,7 @@ from lightbox import (
     workers,
 )
 from lightbox.architectures import ARCHITECTURES, Architecture, ArchitectureError
+from lightbox.backends import BackendError
 from lightbox.bundle import KERAS_FILE, SCHEMA, Bundle, BundleError, file_digest
 from lightbox.data import SPLITS, DataError, Manifest, Shape
 from lightbox.export import ExportError
@@ -59,7 +62,7 @@ from lightbox.workers import LostError, Team, WorkersError
 SERVING_FILE = "model.onnx"
 # The threshold lies here once it is folded into the weights.
 THRESHOLD = 0.5
-LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "onnxruntime", "numpy", "pillow")
+LIBRARIES = ("keras", "onnxruntime", "numpy", "pillow")
 # Longest side of the smoke image, in pixels.
 SMOKE_SIDE = 512
 # Training images whose features say what is familiar: enough for a covariance, few enough for a CPU.
@@ -342,7 +345,9 @@ def parse(arguments: list[str] | None) -> tuple[Job, Settings]:
     parser = argparse.ArgumentParser(
         prog="lightbox.cnn",
         description="Train a classifier and make a bundle of it.",
-        epilog="All GPUs are used. Several hosts train one model together where TF_CONFIG names them on each, "
+        epilog="Keras trains with TensorFlow, or with what KERAS_BACKEND in the environment names: tensorflow, jax or "
+        "torch; another backend is another run. With TensorFlow all GPUs are used, with the others one. Several hosts, "
+        "with TensorFlow alone, train one model together where TF_CONFIG names them on each, "
         'such as {"cluster": {"worker": ["10.0.3.4:2222", "10.0.3.5:2222"]}, '
         '"task": {"type": "worker", "index": 0}}; the first makes the bundle. The status is 3 when one of them is '
         "lost: started again, they go on.",
@@ -449,14 +454,14 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def run_id(digest: str, job: Job, settings: Settings) -> str:
-    """Return the name of a run: the same for the same data, system, hyper-parameters and training code."""
+def run_id(digest: str, job: Job, settings: Settings, backend: str = backends.TENSORFLOW) -> str:
+    """Return the name of a run: the same for the same data, system, hyper-parameters, training code and backend."""
     values = dataclasses.asdict(settings)
     if settings.weights not in (architectures.IMAGENET, architectures.NOTHING):
         # A file counts by what is in it, not by where it lies.
         file = Path(settings.weights)
         values["weights"] = file_digest(file) if file.is_file() else settings.weights
-    identity = {"data": digest, "system": job.system, "settings": values, "code": code_digest()}
+    identity = {"data": digest, "system": job.system, "settings": values, "code": code_digest(), "backend": backend}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -523,9 +528,10 @@ def _smoke(manifest: Manifest, scores: Any, labels: Any, certain: float) -> byte
     return stream.getvalue()
 
 
-def _libraries() -> dict[str, str]:
+def _libraries(backend: str) -> dict[str, str]:
     found = {}
-    for name in LIBRARIES:
+    # TensorFlow varies the images and compiles the network whatever trained it.
+    for name in dict.fromkeys((*backends.PACKAGES[backends.TENSORFLOW], *backends.PACKAGES[backend], *LIBRARIES)):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -657,6 +663,7 @@ def make_bundle(
         },
         "training": {
             "architecture": settings.architecture,
+            "backend": backends.chosen(os.environ),
             "run": run,
             "epochs": state.epoch,
             "best_epoch": state.best["epoch"],
@@ -666,7 +673,7 @@ def make_bundle(
             "replicas": team.replicas,
             "parameters": dataclasses.asdict(settings),
         },
-        "libraries": _libraries(),
+        "libraries": _libraries(backends.chosen(os.environ)),
         "git_revision": job.git_revision or None,
     }
     (unfinished / "model.json").write_text(json.dumps(contract, indent=2) + "\n")
@@ -727,7 +734,7 @@ def _serving_form(
         return training.batches(sides, rows, architecture)
 
     known = export.Familiar.fit(export.features(model, images("train", FAMILIAR_IMAGES)))
-    export.compile_network(export.serving_network(model, known), file)
+    export.compile_serving(model, known, file)
     said = {split: export.run(file, images(split)) for split in ("validation", "test")}
 
     def compiled(split: str) -> Any:
@@ -974,11 +981,12 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle | None:
     """Bring the data, train unless that was done, and return the bundle; None where another host makes it.
 
     Raises:
-        DataError, ArchitectureError, TrainingError, ExportError, BundleError, SettingsError, WorkersError: the text
-            says what to do.
+        DataError, ArchitectureError, TrainingError, ExportError, BundleError, SettingsError, BackendError,
+            WorkersError: the text says what to do.
         LostError: another host is gone.
     """
-    several = bool(workers.cluster(os.environ)[0])
+    hosts = workers.cluster(os.environ)[0]
+    backend, several = backends.chosen(os.environ, len(hosts)), bool(hosts)
     try:
         manifest, pixels = _prepared(job, settings, progress)
     except (DataError, OSError) as error:
@@ -986,7 +994,7 @@ def train(job: Job, settings: Settings, progress: Progress) -> Bundle | None:
         if several:
             _meet("", str(error), settings, progress)
         raise
-    run = run_id(manifest.digest, job, settings)
+    run = run_id(manifest.digest, job, settings, backend)
     directory = Path(job.runs) / run
     directory.mkdir(parents=True, exist_ok=True)
     progress(run=run, message="")
@@ -1135,6 +1143,7 @@ def main(arguments: list[str] | None = None) -> int:
         BundleError,
         ServingError,
         SettingsError,
+        BackendError,
         WorkersError,
         OSError,
     ) as error:

@@ -4,12 +4,17 @@ The compiled graph has three outputs for an image: ``score``, as the network giv
 for the finding, or for each of several classes; ``distance``, how far its features lie from those of the training
 images. All three come from one pass. A network that does not end in global average pooling has no ``heat``.
 
-Needs TensorFlow for compiling, which is imported where it is used; quantization needs ONNX Runtime alone.
+TensorFlow compiles it, whatever trained the network: in this process where Keras runs on TensorFlow, else in one of its
+own, ``python -m lightbox.export NETWORK.keras FAMILIAR.npz OUT.onnx``. Quantization needs ONNX Runtime alone.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightbox import evaluation
+from lightbox import backends, evaluation
 from lightbox.architectures import SCORE
 
 Doubles = NDArray[np.float64]
@@ -81,6 +86,16 @@ class Familiar:
         # A direction in which no training image differs would make every other image infinitely far.
         floor = max(1e-12, 1e-6 * float(variances[0]))
         return cls(mean, rows[:kept].T, np.maximum(variances[:kept], floor), max(rest, floor))
+
+    def save(self, file: Path) -> None:
+        """Write the distribution as an ``.npz`` file."""
+        np.savez(file, **self.__dict__)
+
+    @classmethod
+    def load(cls, file: Path) -> Familiar:
+        """Return the distribution that `save` wrote."""
+        with np.load(file, allow_pickle=False) as arrays:
+            return cls(arrays["mean"], arrays["directions"], arrays["variances"], float(arrays["rest"]))
 
     def distance(self, features: Any) -> Any:
         """Return the squared Mahalanobis distance per feature, about 1 for a training image.
@@ -261,6 +276,52 @@ def compile_network(model: Any, file: Path) -> None:
         raise ExportError(f"the model cannot be compiled to ONNX: {error}") from error
 
 
+def compile_serving(model: Any, familiar: Familiar, file: Path) -> None:
+    """Write the serving form of a network as an ONNX file.
+
+    Args:
+        model: the network, on any backend.
+        familiar: distribution of its features.
+        file: to write.
+
+    Raises:
+        ExportError: it cannot be compiled.
+    """
+    import keras
+
+    if keras.backend.backend() == backends.TENSORFLOW:
+        compile_network(serving_network(model, familiar), file)
+        return
+    with tempfile.TemporaryDirectory(dir=file.parent) as directory:
+        network, known = Path(directory) / "network.keras", Path(directory) / "familiar.npz"
+        model.save(network)
+        familiar.save(known)
+        # The processor is enough for it, and the GPU is the trainer's.
+        others = {backends.VARIABLE: backends.TENSORFLOW, "CUDA_VISIBLE_DEVICES": "-1"}
+        command = [sys.executable, "-m", "lightbox.export", str(network), str(known), str(file)]
+        done = subprocess.run(command, env={**os.environ, **others}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stdout.strip() or (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise ExportError(said)
+
+
+def main(arguments: list[str]) -> int:
+    """Compile a saved network; the exit status is 0, or 1 with the reason on standard output.
+
+    Args:
+        arguments: the network, the distribution of its features, and the file to write.
+    """
+    import keras
+
+    network, known, file = (Path(argument) for argument in arguments)
+    try:
+        compile_network(serving_network(keras.models.load_model(network, compile=False), Familiar.load(known)), file)
+    except ExportError as error:
+        sys.stdout.write(f"{error}\n")
+        return 1
+    return 0
+
+
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
@@ -373,3 +434,7 @@ def precision_gate(labels: NDArray[np.int64], full: Doubles, low: Doubles, limit
     if not figures["max_abs_difference"] <= DIFFERENCE:
         reasons.append(f"a score differs by {figures['max_abs_difference']:.3f}, at most {DIFFERENCE} is allowed")
     return figures, "; ".join(reasons)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

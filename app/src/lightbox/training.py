@@ -1,5 +1,6 @@
-"""The training loop: batches, augmentation, checkpoints and the export. The only module, with the networks, that needs
-TensorFlow, which is imported where it is used.
+"""The training loop: batches, augmentation, checkpoints and calibration.
+
+Keras and what it trains with are imported where they are used. Batches come from TensorFlow whatever Keras trains with.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightbox import evaluation, workers
+from lightbox import backends, evaluation, workers
 from lightbox.architectures import NOTHING, SCORE, Architecture
 from lightbox.workers import Team
 
 # Quiet by default: what people read in the journal is what this program says.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# The environment alone decides, not the file of settings in somebody's home.
+os.environ.setdefault(backends.VARIABLE, backends.TENSORFLOW)
+# JAX, as TensorFlow here, takes memory of a GPU as it needs it, not most of it at once.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 Pixels = NDArray[np.uint8]
 Doubles = NDArray[np.float64]
@@ -104,24 +109,35 @@ def prepare_machine(seed: int) -> tuple[Team, str]:
     """Return what trains together, the accelerators of this host and of others, and a line about them for people.
 
     Raises:
+        BackendError: Keras was imported with another backend before.
         WorkersError: the hosts are not named as they should be.
         LostError: another host did not come.
     """
     import keras
     import tensorflow as tf
 
+    backend = backends.chosen(os.environ)
+    if keras.backend.backend() != backend:
+        raise backends.BackendError(
+            f"Keras was imported with {keras.backend.backend()}: set {backends.VARIABLE} to {backend} before it is"
+        )
+
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"keras\..*")
     keras.utils.set_random_seed(seed)
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
+    gpus = backends.gpus(backend)
+    machine = {0: f"{os.cpu_count()} CPU cores, no GPU", 1: "one GPU"}.get(gpus)
+    if backend != backends.TENSORFLOW:
+        # It brings the batches alone: the memory of the GPU is the other's.
+        tf.config.set_visible_devices([], "GPU")
+        machine = machine or f"one of {gpus} GPUs, for only TensorFlow shares batches among several"
+        return Team(tf.distribute.get_strategy()), f"{machine}, with {backends.NAMES[backend]}"
+    for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
-    machine = {0: f"{os.cpu_count()} CPU cores, no GPU", 1: "one GPU"}.get(
-        len(gpus), f"{len(gpus)} GPUs, each batch shared among them"
-    )
+    machine = machine or f"{gpus} GPUs, each batch shared among them"
     if team := workers.join(os.environ):
         return team, f"{team.hosts} hosts, each batch shared among them; on this one {machine}"
-    if len(gpus) > 1:
+    if gpus > 1:
         return Team(tf.distribute.MirroredStrategy()), machine
     return Team(tf.distribute.get_strategy()), machine
 
@@ -496,7 +512,10 @@ def _reseed(model: Any, seed: int, epoch: int) -> None:
 
     for index, layer in enumerate(model.layers):
         if isinstance(layer, keras.layers.Dropout):
-            layer.seed_generator.state.assign(np.asarray([seed * 1000 + epoch, index], dtype=np.uint32))
+            # Far apart: PyTorch seeds itself with the sum of the two, and every draw adds one to it; it does so only
+            # for a layer that was made with a seed.
+            state = np.random.SeedSequence([seed, epoch, index]).generate_state(2)
+            layer.seed_generator.state.assign(state)
 
 
 def merit(entry: dict[str, Any], classes: int = 2) -> tuple[float, float]:

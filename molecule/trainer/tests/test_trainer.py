@@ -66,6 +66,11 @@ def test_a_host_alone_knows_of_no_others(host: Host) -> None:
     assert "TF_CONFIG" not in host.file(f"/etc/systemd/system/{UNIT}").content_string
 
 
+def test_the_program_is_told_what_keras_trains_with(host: Host) -> None:
+    told = host.check_output(f"systemctl show --property=Environment --value {UNIT}").split()
+    assert "KERAS_BACKEND=jax" in told
+
+
 def test_is_confined(host: Host) -> None:
     exposure = host.check_output(f"systemd-analyze security --no-pager {UNIT}").splitlines()[-1]
     assert float(exposure.split(":")[1].split()[0]) <= 4.0
