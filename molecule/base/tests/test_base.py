@@ -23,7 +23,7 @@ def test_ssh_accepts_keys_of_people_only(host: Host) -> None:
 
 def test_broken_ssh_settings_would_be_refused(host: Host) -> None:
     """The check that guards the file does find a mistake."""
-    assert host.run("echo 'PermitRootLogin perhaps' > /tmp/sshd.conf; /usr/sbin/sshd -t -f /tmp/sshd.conf").rc != 0
+    assert host.run("echo 'PermitRootLogin perhaps' > /tmp/sshd.conf; ! /usr/sbin/sshd -t -f /tmp/sshd.conf").rc == 0
 
 
 def test_accounts(host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ RECEIVER = "lightbox-journal-tls.service systemd-journal-remote.socket systemd-j
 @pytest.fixture(scope="module")
 def sender() -> Host:
     """The host that only sends."""
-    return testinfra.get_host("podman://lightbox-molecule-journal-sender")
+    ways = f"{os.environ['MOLECULE_EPHEMERAL_DIRECTORY']}/ssh_config"
+    return testinfra.get_host("ssh://lightbox-molecule-journal-sender", ssh_config=ways)
 
 
 @pytest.fixture(scope="module")
