@@ -138,6 +138,9 @@ def test_other_paths_have_other_servers(host: Host) -> None:
     said = json.loads(get(host, "https://127.0.0.1/grafana/d/1")[1])
     assert said["port"] == 3000
     assert said["path"] == "/grafana/d/1"
+    # An exact path takes none beside it: a prefix that ends with a slash would be where the path without one is sent.
+    found = [json.loads(get(host, f"https://127.0.0.1{path}")[1])["port"] for path in ("/exact/", "/exact", "/exact/1")]
+    assert found == [3000, 5001, 5001]
 
 
 @pytest.mark.usefixtures("behind")
