@@ -43,7 +43,11 @@ def footprint(system: System) -> dict[str, Any]:
             for host, unit in {"api": "lightbox-api", "ui": "lightbox-ui", "proxy": "nginx"}.items()
         },
         "model": system.model()["version"],
-        "secrets": {file.name: file.read_bytes() for file in sorted(system.secrets.iterdir()) if file.is_file()},
+        "secrets": {
+            file.name: file.read_bytes()
+            for file in sorted(system.secrets.iterdir())
+            if file.is_file() and file.name != "known_hosts"  # ssh adds to it by itself
+        },
     }
 
 
