@@ -515,7 +515,8 @@ def _reseed(model: Any, seed: int, epoch: int) -> None:
             # Far apart: PyTorch seeds itself with the sum of the two, and every draw adds one to it; it does so only
             # for a layer that was made with a seed.
             state = np.random.SeedSequence([seed, epoch, index]).generate_state(2)
-            layer.seed_generator.state.assign(state)
+            # What is well below 2**31 is drawn from as it is, by Keras as by the replicas of `lightbox.workers`.
+            layer.seed_generator.state.assign(state >> 2)
 
 
 def merit(entry: dict[str, Any], classes: int = 2) -> tuple[float, float]:
