@@ -175,12 +175,17 @@ def add_model(series: Series, verdicts: list[tuple[str, list[int]]], restart: ra
 
 
 def add_training(series: Series, begins: int, ends: int) -> None:
-    """Add one training; what it tells begins half a minute after its unit, and ends with it."""
+    """Add one training; what it tells begins half a minute after its unit; it and what is told of it end together."""
     host = {"instance": "trainer", "role": "trainer"}
     unit = {"job": "node", **host, "name": "lightbox-train.service"}
     told = range(begins + 3, ends)
-    series.add("node_systemd_unit_state", lambda step: int(begins <= step < ends), **unit, state="active")
-    series.add("node_systemd_unit_state", lambda step: 0, **unit, state="failed")
+    for state, value in (("active", 1), ("failed", 0)):
+        series.add(
+            "node_systemd_unit_state",
+            lambda step, value=value: value if begins <= step < ends else None,
+            **unit,
+            state=state,
+        )
     series.add("up", lambda step: int(step in told), job="training", **host, unit="lightbox-train.service")
     series.add(
         "lightbox_training_progress_timestamp_seconds",
