@@ -96,7 +96,7 @@ class Rendered:
             name: list(dict.fromkeys(re.findall(r"server ([\d.:]+) ", body)))
             for name, body in re.findall(r"upstream (\w+) \{(.*?)\}", self.nginx, re.DOTALL)
         }
-        found = re.findall(r"location (?:= )?(\S+) \{[^}]*?proxy_pass http://(\w+);", self.nginx)
+        found = re.findall(r"location (?:= |~ \^)?([^\s$]+)\$? \{[^}]*?proxy_pass http://(\w+);", self.nginx)
         return {path: upstreams[name] for path, name in found}
 
 
