@@ -1,7 +1,8 @@
 """A whole system in the lab, and the hands that the tests lay on it.
 
 The first test brings the system up and the last takes it away, so that all files share one. With ``LIGHTBOX_KEEP=1``
-the lab stays when the tests end, and a file can be run alone against a system that is up.
+the lab stays when the tests end, and a file can be run alone against a system that is up. Screenshots are kept in
+``$LIGHTBOX_SCREENSHOTS``, or else in ``.lab-artefacts/screenshots``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import ssl
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv/bin"
@@ -200,6 +203,51 @@ def system() -> Iterator[System]:
     yield system
     if not os.environ.get("LIGHTBOX_KEEP"):
         subprocess.run(["make", "down"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+
+
+# --- a browser ------------------------------------------------------------------------------------------------------
+
+# A browser that talks to nobody but the page.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+SHOTS = Path(os.environ.get("LIGHTBOX_SCREENSHOTS") or ROOT / ".lab-artefacts/screenshots")
+DESK = {"width": 1200, "height": 800}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The distribution's Chromium."""
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not path:
+        pytest.fail("these tests need a browser: install Debian's package chromium, or name one in CHROMIUM")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+def opened(browser: Browser, system: System, **options: object) -> Iterator[Page]:
+    """Open a page; whatever it asks elsewhere, throws or does against its own policy is a failure."""
+    # The lab's certificate is made on the proxy; the doctor (playbooks/verify.yml) checks it.
+    settings = {"viewport": DESK, "base_url": system.url, "ignore_https_errors": True, **options}
+    context = browser.new_context(**settings)  # type: ignore[arg-type]
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    foreign: list[str] = []
+    thrown: list[str] = []
+    page.on("request", lambda request: foreign.append(request.url))
+    page.on("pageerror", lambda error: thrown.append(str(error)))
+    page.on("console", lambda message: thrown.append(message.text) if "Security Policy" in message.text else None)
+    yield page
+    context.close()
+    assert [url for url in foreign if not url.startswith((system.url, "data:", "blob:"))] == []
+    assert thrown == []
+
+
+def shot(page: Page, name: str) -> None:
+    """Keep a picture of the page."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
 
 ORDER = ("test_pneumonia", "test_pages", "test_status", "test_logs", "test_alerts", "test_two_api_hosts", "test_mnist",

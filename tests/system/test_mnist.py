@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, CDPSession, Page, expect
 
-from .conftest import ROOT, System, wait_until
-from .test_pages import browser, opened, shot  # noqa: F401  browser is a fixture
+from .conftest import ROOT, System, opened, shot, wait_until
 from .test_pneumonia import changed
 
 # The same templates are pictures in the app's own tests and movements here.
@@ -97,14 +96,13 @@ def test_what_is_served_was_trained_here(digits: System) -> None:
 
 def test_only_what_must_be_is_open(system: System, digits: System) -> None:
     hosts = {name: one["PublicIpAddress"] for name, one in digits.instances().items()}
-    opened = {name: [port for port in (22, 80, 443, 5000, 5001, 6379, 8888, 9100) if reachable(address, port)]
+    accepting = {name: [port for port in (22, 80, 443, 5000, 5001, 6379, 8888, 9100) if reachable(address, port)]
               for name, address in hosts.items()}  # fmt: skip
     # This machine is an administrator's: it gets to the bastion, the page and the notebooks.
-    assert opened == {"frontend": [22, 80, 443], "backend": [], "training": [8888]}
+    assert accepting == {"frontend": [22, 80, 443], "backend": [], "training": [8888]}
     # A host of another system is anybody.
-    tried = {name: system.on("ui", f"curl -s -k -o /dev/null -m 3 https://{address}:8888/ ; echo $?")
-             for name, address in hosts.items()}  # fmt: skip
-    assert tried["training"] != "0"
+    asked = f"curl -s -k -o /dev/null -m 3 https://{hosts['training']}:8888/; echo $?"
+    assert system.on("ui", asked) != "0"
 
 
 def test_notebooks_ask_for_the_password(digits: System) -> None:
@@ -177,7 +175,7 @@ def draw_with_finger(page: Page, touch: CDPSession, drawing: Drawing) -> None:
 
 
 @pytest.mark.parametrize("way", ["mouse", "finger"])
-def test_what_people_draw_is_recognised(browser: Browser, digits: System, way: str) -> None:  # noqa: F811  the fixture
+def test_what_people_draw_is_recognised(browser: Browser, digits: System, way: str) -> None:
     finger = way == "finger"
     some = drawings(seed=30 + finger, each=1)
     look = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True} if finger else {}
@@ -205,7 +203,7 @@ def test_what_people_draw_is_recognised(browser: Browser, digits: System, way: s
     assert len(missed) <= (1 - RECOGNISED) * len(some), missed
 
 
-def test_a_dead_api_is_said_on_the_page(browser: Browser, digits: System) -> None:  # noqa: F811  the fixture
+def test_a_dead_api_is_said_on_the_page(browser: Browser, digits: System) -> None:
     digits.on("backend", "systemctl stop lightbox-api")
     try:
         for page in opened(browser, digits):

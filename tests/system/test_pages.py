@@ -1,15 +1,10 @@
-"""What a doctor does with the pages, in a real browser, through Nginx over TLS.
-
-Screenshots are kept in ``$LIGHTBOX_SCREENSHOTS``, or else in ``.lab-artefacts/screenshots``.
-"""
+"""What a doctor does with the pages, in a real browser, through Nginx over TLS."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import io
-import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,52 +14,19 @@ import pydicom
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Locator, Page, expect
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
-from .conftest import ROOT, System, wait_until
+from .conftest import System, opened, shot, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-# A browser that talks to nobody but the page.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
-SHOTS = Path(os.environ.get("LIGHTBOX_SCREENSHOTS") or ROOT / ".lab-artefacts/screenshots")
-DESK, PHONE = {"width": 1200, "height": 800}, {"width": 390, "height": 844}
+PHONE = {"width": 390, "height": 844}
 PATIENT = "Musterfrau^Erika"
 # Files of this run carry it, so that a search finds them among the cases of other tests.
 RUN = uuid.uuid4().hex[:6]
 LABELS = ("Normal", "Pneumonia", "Uncertain")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not path:
-        pytest.fail("these tests need a browser: install Debian's package chromium, or name one in CHROMIUM")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield launched
-        launched.close()
-
-
-def opened(browser: Browser, system: System, **options: object) -> Iterator[Page]:
-    """Open a page; whatever it asks elsewhere, throws or does against its own policy is a failure."""
-    # The lab's certificate is made on the proxy; the doctor (playbooks/verify.yml) checks it.
-    settings = {"viewport": DESK, "base_url": system.url, "ignore_https_errors": True, **options}
-    context = browser.new_context(**settings)  # type: ignore[arg-type]
-    context.set_default_timeout(20_000)
-    page = context.new_page()
-    foreign: list[str] = []
-    thrown: list[str] = []
-    page.on("request", lambda request: foreign.append(request.url))
-    page.on("pageerror", lambda error: thrown.append(str(error)))
-    page.on("console", lambda message: thrown.append(message.text) if "Security Policy" in message.text else None)
-    yield page
-    context.close()
-    assert [url for url in foreign if not url.startswith((system.url, "data:", "blob:"))] == []
-    assert thrown == []
 
 
 @pytest.fixture
@@ -83,12 +45,6 @@ def phone(browser: Browser, system: System) -> Iterator[Page]:
 def plain(browser: Browser, system: System) -> Iterator[Page]:
     """A page without JavaScript."""
     yield from opened(browser, system, java_script_enabled=False)
-
-
-def shot(page: Page, name: str) -> None:
-    """Keep a picture of the page."""
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
 
 def named(name: str) -> str:

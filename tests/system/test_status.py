@@ -1,26 +1,19 @@
-"""The status page through Nginx over TLS, as whoever is on call sees it.
-
-Screenshots are kept in ``$LIGHTBOX_SCREENSHOTS``, or else in ``.lab-artefacts/screenshots``.
-"""
+"""The status page through Nginx over TLS, as whoever is on call sees it."""
 
 from __future__ import annotations
 
 import base64
-import os
-import shutil
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
-from .conftest import ROOT, System, wait_until
+from .conftest import System, shot, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
-SHOTS = Path(os.environ.get("LIGHTBOX_SCREENSHOTS") or ROOT / ".lab-artefacts/screenshots")
 HOSTS = ("api", "monitor", "proxy", "trainer", "ui")
 LOOKS = {
     "desk": {"viewport": {"width": 1280, "height": 900}},
@@ -100,7 +93,7 @@ def test_a_guesser_has_to_wait(system: System) -> None:
     wait_until("the operator is let in again", lambda: page(system)[0] == 200, 90)
 
 
-def test_every_chart_has_data_and_the_page_is_readable(system: System) -> None:
+def test_every_chart_has_data_and_the_page_is_readable(browser: Browser, system: System) -> None:
     def drawn() -> bool:
         # What is counted for the first time shows no increase yet: images come at different times.
         assert system.ready()
@@ -108,24 +101,18 @@ def test_every_chart_has_data_and_the_page_is_readable(system: System) -> None:
         return status == 200 and "data-empty" not in text
 
     wait_until("every chart has data", drawn, 180)
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    assert path, "these tests need a browser: install Debian's package chromium, or name one in CHROMIUM"
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        for name, look in LOOKS.items():
-            context = browser.new_context(
-                base_url=system.url, ignore_https_errors=True,
-                http_credentials={"username": "operator", "password": password(system)}, **look,
-            )  # fmt: skip
-            opened = context.new_page()
-            opened.goto("/status?range=6h&paused=1")
-            expect(opened.locator("[data-state]")).to_be_visible()
-            expect(opened.locator("[data-empty]")).to_have_count(0)
-            opened.screenshot(path=SHOTS / f"status-{name}.png", full_page=True)
-            assert opened.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-            grave = [item["id"] for item in Axe().run(opened).response["violations"]
-                     if item["impact"] in ("serious", "critical")]  # fmt: skip
-            assert grave == []
-            context.close()
-        browser.close()
+    for name, look in LOOKS.items():
+        context = browser.new_context(
+            base_url=system.url, ignore_https_errors=True,
+            http_credentials={"username": "operator", "password": password(system)}, **look,
+        )  # fmt: skip
+        opened = context.new_page()
+        opened.goto("/status?range=6h&paused=1")
+        expect(opened.locator("[data-state]")).to_be_visible()
+        expect(opened.locator("[data-empty]")).to_have_count(0)
+        shot(opened, f"status-{name}")
+        assert opened.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        grave = [item["id"] for item in Axe().run(opened).response["violations"]
+                 if item["impact"] in ("serious", "critical")]  # fmt: skip
+        assert grave == []
+        context.close()
