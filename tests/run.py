@@ -24,7 +24,7 @@ ABREAST = frozenset({"lint"})
 # The stage that waits for its hosts more than it computes, and those that run beside it, one after the other, with what
 # it leaves of the processor.
 WAITING = "system"
-BESIDE = ("molecule",)
+BESIDE = ("molecule", "provisioning")
 # What takes long and runs when it is asked for by name: the second system, and the scenario of the role only it has.
 ON_DEMAND = frozenset({"mnist", "jupyter"})
 # Molecule's podman has settings of its own: those of the lab go with the lab.
