@@ -25,8 +25,11 @@ ABREAST = frozenset({"lint"})
 # it leaves of the processor.
 WAITING = "system"
 BESIDE = ("molecule", "provisioning")
-# What takes long and runs when it is asked for by name: the second system, and the scenario of the role only it has.
-ON_DEMAND = frozenset({"mnist", "jupyter"})
+# What takes long and runs when it is asked for by name: the second system, the scenario of the role only it has, and the
+# installed collection on a system in the lab.
+ON_DEMAND = frozenset({"mnist", "jupyter", "collection"})
+# Files of tests/system that are a stage each.
+OWN_STAGES = ("mnist", "collection")
 # Molecule's podman has settings of its own: those of the lab go with the lab.
 MOLECULE_DIR = ROOT / ".cache/molecule"
 
@@ -85,9 +88,14 @@ def stages() -> dict[str, list[Command]]:
         "provisioning": [pytest(BIN, "tests/provisioning", "--numprocesses", "auto")],
         "lab": [as_root(pytest(BIN, "lab/tests", "-m", "hosts"))],
         "molecule": [as_root([f"{BIN}/molecule", "test", "--scenario-name", name]) for name in scenarios()],
-        "system": [as_root(pytest(BIN, "tests/system", "--ignore=tests/system/test_mnist.py"))],
+        "system": [
+            as_root(pytest(BIN, "tests/system", *(f"--ignore=tests/system/test_{name}.py" for name in OWN_STAGES)))
+        ],
         # Beside the first, which it must leave alone.
-        "mnist": [as_root(pytest(BIN, "tests/system", "-k", "make_up or test_mnist or test_down"))],
+        **{
+            name: [as_root(pytest(BIN, "tests/system", "-k", f"make_up or test_{name} or test_down"))]
+            for name in OWN_STAGES
+        },
     }
 
 

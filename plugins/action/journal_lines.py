@@ -15,23 +15,6 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-DOCUMENTATION = r"""
-module: journal_lines
-short_description: Show lines of the collected journal
-description:
-  - Reads the journals that a receiver has collected in a directory and prints them with time, host and service.
-  - Lines of one request are put in the order in which the services began with it, whichever of them was done first.
-options:
-  directory: {description: Where the receiver collects., type: path, required: true}
-  hosts: {description: "The name of each host by the name it calls itself in its journal.", type: dict, required: true}
-  host: {description: Show only lines of this host., type: str, default: ""}
-  service: {description: "Show only lines of this unit, with or without .service.", type: str, default: ""}
-  id: {description: Show only lines with this request id., type: str, default: ""}
-  since: {description: "From when on, in journalctl's words.", type: str, default: "-1h, with an id any"}
-  lines: {description: Show so many at most, the newest., type: int, default: 1000}
-  follow: {description: Go on with what comes until it is interrupted., type: bool, default: false}
-"""
-
 FIELDS = (
     "_HOSTNAME",
     "_SYSTEMD_UNIT",
@@ -158,7 +141,7 @@ def complaints(output: str) -> str:
 
 
 class ActionModule(ActionBase):
-    """See DOCUMENTATION."""
+    """See the module of this name."""
 
     _VALID_ARGS = frozenset(("directory", "hosts", "host", "service", "id", "since", "lines", "follow"))
     TRANSFERS_FILES = False

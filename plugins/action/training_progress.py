@@ -10,19 +10,6 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-DOCUMENTATION = r"""
-module: training_progress
-short_description: Follow a training run until it ends
-description:
-  - Reads the progress file of a run every few seconds and prints a line whenever something worth reading changed.
-  - Fails, with the end of the unit's journal, when the run fails or its unit stops before it is done.
-options:
-  path: {description: The progress file on the host., type: str, required: true}
-  unit: {description: The systemd unit that trains., type: str, required: true}
-  interval: {description: Seconds between two looks., type: float, default: 3}
-  timeout: {description: Seconds after which the run counts as stuck; 0 waits for ever., type: float, default: 0}
-"""
-
 ENDED = ("done", "unchanged")
 
 display = Display()
@@ -48,7 +35,7 @@ def describe(progress: dict[str, Any]) -> str:
 
 
 class ActionModule(ActionBase):
-    """See DOCUMENTATION."""
+    """See the module of this name."""
 
     _VALID_ARGS = frozenset(("path", "unit", "interval", "timeout"))
     TRANSFERS_FILES = False

@@ -66,21 +66,15 @@ def _canary_problems(policy: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def release_policy_problems(policy: Any, old_gate: bool = False) -> list[str]:
+def release_policy_problems(policy: Any) -> list[str]:
     """Return in sentences what keeps a release policy from being followed.
 
     Args:
         policy: the variable `release_policy`; None where there is none.
-        old_gate: whether the variable `release_gate` is set, which `release_policy` has replaced.
     """
-    problems = []
-    if old_gate:
-        problems.append(
-            "release_gate is no longer read: write its metric and tolerance, and a minimum, as policy_gate, which is "
-            "release_policy.gate (inventories/pneumonia/group_vars/all/model.yml shows how), and remove it."
-        )
     if not isinstance(policy, Mapping) or not policy:
-        return [*problems, "release_policy is missing: it holds gate, approval, canary and watch."]
+        return ["release_policy is missing: it holds gate, approval, canary and watch."]
+    problems = []
     if policy.get("approval") not in APPROVALS:
         problems.append(f"release_policy.approval is {policy.get('approval')!r}; it can be auto or manual.")
     problems += _canary_problems(policy)

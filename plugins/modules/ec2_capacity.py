@@ -6,6 +6,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ec2_capacity
 short_description: Ask whether the account and the zone can start the instances of a plan
+version_added: 0.1.0
 description:
   - Compares the vCPUs that a plan needs with the account's service quotas and with what already runs, and checks that
     the zone is one of the region and offers each instance type. Changes nothing.
@@ -35,7 +36,7 @@ author: The Lightbox authors
 
 EXAMPLES = r"""
 - name: The plan fits the account
-  ec2_capacity:
+  lightbox.mlops.ec2_capacity:
     instance_types: [t3.micro, t3.micro, g4dn.xlarge]
     availability_zone: us-east-1a
   register: capacity

@@ -6,6 +6,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: ec2_spot_cancel
 short_description: Cancel the spot requests behind instances
+version_added: 0.1.0
 description:
   - A persistent spot request outlives its instance, and EC2 starts another one for it. This cancels every request that
     could, in whatever state, before instances are terminated. The instances are left alone.
@@ -25,7 +26,7 @@ author: The Lightbox authors
 
 EXAMPLES = r"""
 - name: No spot request brings them back
-  ec2_spot_cancel:
+  lightbox.mlops.ec2_spot_cancel:
     instance_ids: [i-0123456789abcdef0]
 """
 

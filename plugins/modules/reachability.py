@@ -6,6 +6,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: reachability
 short_description: Find out which TCP ports can be reached from here
+version_added: 0.1.0
 description:
   - Opens a connection to every target at the same time. A port that accepts or refuses is reachable; one that stays
     silent, or is unreachable, is closed by the network. Changes nothing.
@@ -41,7 +42,7 @@ author: The Lightbox authors
 
 EXAMPLES = r"""
 - name: The API is reachable and Redis is not
-  reachability:
+  lightbox.mlops.reachability:
     targets:
       - {name: api, address: 10.0.2.5, port: 5000, open: true}
       - {name: api, address: 10.0.2.5, port: 6379, open: false}

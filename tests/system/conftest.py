@@ -250,8 +250,8 @@ def shot(page: Page, name: str) -> None:
     page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
 
-ORDER = ("test_pneumonia", "test_pages", "test_status", "test_logs", "test_alerts", "test_two_api_hosts", "test_mnist",
-         "test_down")  # fmt: skip
+ORDER = ("test_pneumonia", "test_pages", "test_status", "test_logs", "test_alerts", "test_two_api_hosts",
+         "test_collection", "test_mnist", "test_down")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -283,6 +283,13 @@ def test_what_is_wrong_with_a_policy_is_named(change, words):
     assert words in problems[0]
 
 
+@pytest.mark.parametrize("policy", [None, {}, "auto"])
+def test_a_policy_that_is_not_there_is_missed(policy):
+    assert releases.release_policy_problems(policy) == [
+        "release_policy is missing: it holds gate, approval, canary and watch."
+    ]
+
+
 def test_a_canary_is_the_first_host_where_others_serve_the_others():
     policy = {**POLICY, "canary": 10}
     assert releases.release_policy_problems(policy) == []
@@ -311,13 +318,6 @@ def test_a_release_that_failed_is_told_host_by_host():
     )
     told = releases.release_outcome("C", {"a": "", "b": ""}, {"b": "no room"}, {})
     assert told.endswith("No host served a model before, so there is nothing to go back to.")
-
-
-def test_the_variable_that_was_replaced_is_named_with_its_replacement():
-    problems = releases.release_policy_problems(POLICY, old_gate=True)
-    assert len(problems) == 1
-    assert "release_gate" in problems[0] and "release_policy.gate" in problems[0]
-    assert len(releases.release_policy_problems(None, old_gate=True)) == 2
 
 
 def bundle(version, synthetic=False, approval=None):
