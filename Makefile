@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test lint bench-serving bench-engines bench-soak bench-watching bench-rollback picture locks clean
+.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test lint bench-serving bench-engines bench-soak bench-watching bench-rollback picture locks changelog clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +62,7 @@ destroy: $(VENV)/ready ## Remove everything that `make up` made for SYSTEM (asks
 down: $(VENV)/ready ## Stop the lab and leave nothing of it on this machine
 	$(SUDO) $(BIN)/python -m lab down
 
-test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Run every test; T=unit|lint|lab|molecule|system|mnist or a role's name for a subset
+test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Run every test; T=unit|lint|lab|molecule|system|mnist|collection or a role's name for a subset
 	$(BIN)/python tests/run.py $(T)
 
 lint: $(VENV)/ready-dev .venv-app/ready ## Run every linter and type checker
@@ -91,6 +91,9 @@ locks: $(VENV)/ready ## Resolve every lock file anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header requirements/controller.in -o requirements/controller.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header -c requirements/controller.txt requirements/dev.in -o requirements/dev.txt
 	$(MAKE) -C app locks
+
+changelog: $(VENV)/ready-dev ## Make CHANGELOG.rst of the fragments, for the version in galaxy.yml
+	$(BIN)/antsibull-changelog release
 
 clean: ## Remove virtual environments and caches (not a running lab)
 	rm -rf .venv .venv-app .venv-bench .build .cache .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis

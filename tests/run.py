@@ -25,8 +25,8 @@ ABREAST = frozenset({"lint"})
 # it leaves of the processor.
 WAITING = "system"
 BESIDE = ("molecule", "provisioning")
-# What takes long and runs when it is asked for by name: the second system, the scenario of the role only it has, and the
-# installed collection on a system in the lab.
+# What takes long and runs when it is asked for by name: the second system, the scenario of the role only it has, and
+# the installed collection on a system in the lab.
 ON_DEMAND = frozenset({"mnist", "jupyter", "collection"})
 # Files of tests/system that are a stage each.
 OWN_STAGES = ("mnist", "collection")
@@ -68,6 +68,7 @@ def lint() -> list[Command]:
         [f"{BIN}/yamllint", "--strict", "."],
         [f"{BIN}/check-jsonschema", "--builtin-schema", "vendor.github-workflows", "docs/ci/github-actions.yml"],
         [f"{BIN}/ansible-lint", "--offline", "--strict"],
+        [f"{BIN}/antsibull-changelog", "lint"],
         *syntax,
     ]
 

@@ -1,7 +1,7 @@
 """The collection, built and installed into an empty place, finds nothing to do on the system that the checkout made.
 
-``make test T=collection`` brings the system up first and takes it away; with ``LIGHTBOX_KEEP=1`` this file runs alone against
-one that is up.
+``make test T=collection`` brings the system up first and takes it away; with ``LIGHTBOX_KEEP=1`` this file runs alone
+against one that is up.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ class Elsewhere:
             "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
         }
         galaxy = [BIN / "ansible-galaxy", "collection"]
-        run = {"cwd": directory, "env": self.environment, "check": True}
-        subprocess.run([*galaxy, "build", ROOT], **run)
+        subprocess.run([*galaxy, "build", ROOT], cwd=directory, env=self.environment, check=True)
         (archive,) = directory.glob("*.tar.gz")
-        offline = ["--no-deps", "--offline"]
-        subprocess.run([*galaxy, "install", archive, "-p", directory / "collections", *offline], **run)
+        install = [*galaxy, "install", archive, "-p", directory / "collections", "--no-deps", "--offline"]
+        subprocess.run(install, cwd=directory, env=self.environment, check=True)
         shipped = directory / "collections/ansible_collections/lightbox/mlops/inventories"
         for name in ("lab", "aws", system.name):
             shutil.copytree(shipped / name, directory / "inventories" / name, symlinks=True)
@@ -45,7 +44,7 @@ class Elsewhere:
         """Run ansible-playbook; return its figures by host."""
         done = subprocess.run(
             [BIN / "ansible-playbook", *self.inventories, *arguments], cwd=self.directory, env=self.environment,
-            text=True, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, check=False, stdin=subprocess.DEVNULL, capture_output=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
         return dict(json.loads(done.stdout[done.stdout.index("{") :])["stats"])

@@ -1,4 +1,4 @@
-"""The collection as others get it: what its archive holds, and that it works from any directory once it is installed."""
+"""The collection as others get it: what its archive holds, and how it works from any directory once installed."""
 
 from __future__ import annotations
 
@@ -134,10 +134,11 @@ def test_what_a_run_makes_is_kept_beside_the_inventories(installed: Installed) -
 
 
 def test_a_playbook_of_ones_own_can_import_those_of_the_collection(installed: Installed) -> None:
+    names = ("app_source", "app_wheel", "reports_dir", "secrets_dir")
     play = {
         "hosts": "localhost", "gather_facts": False,
         "tasks": [{"ansible.builtin.copy": {"content": "{{ told | to_json }}", "dest": "told.json", "mode": "0600"}}],
-        "vars": {"told": {name: f"{{{{ {name} }}}}" for name in ("app_source", "app_wheel", "reports_dir", "secrets_dir")}},
+        "vars": {"told": {name: f"{{{{ {name} }}}}" for name in names}},
     }  # fmt: skip
     own = [{"ansible.builtin.import_playbook": "lightbox.mlops.policy"}, play]
     (installed.project / "own.yml").write_text(yaml.safe_dump(own))
