@@ -173,3 +173,14 @@ def test_filters_are_documented_with_every_argument(installed: Installed) -> Non
         assert told["options"].keys() == {"_input", *(one.name for one in taken)}, name
         needed = {one.name for one in taken if one.default is inspect.Parameter.empty}
         assert {key for key, option in told["options"].items() if option.get("required")} == {"_input", *needed}, name
+
+
+def test_an_execution_environment_gets_what_the_collection_needs(installed: Installed) -> None:
+    definition = str(ROOT / "execution-environment.yml")
+    installed.run("ansible-builder", "create", "-f", definition, "-c", str(installed.directory / "context"))
+    wanted = yaml.safe_load((installed.directory / "context/_build/requirements.yml").read_text())["collections"]
+    needed = yaml.safe_load((ROOT / "galaxy.yml").read_text())["dependencies"]
+    assert {one["name"] for one in wanted} == {"lightbox.mlops", *needed}
+    told = installed.run("ansible-builder", "introspect", str(installed.directory / "collections"))
+    for name in ("boto3", "hatchling", "uv", "curl"):
+        assert f"'{name} " in told, told
