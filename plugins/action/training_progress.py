@@ -79,7 +79,7 @@ class ActionModule(ActionBase):
     def _look(self, path: str, unit: str) -> tuple[dict[str, Any], bool]:
         """Return the progress file's contents and whether the unit is at work, in one round trip."""
         answer = self._command(f"systemctl is-active {unit}; cat {path} 2>/dev/null")
-        state, _, text = answer.partition("\n")
+        state, _newline, text = answer.partition("\n")
         try:
             progress = json.loads(text)
         except ValueError:

@@ -150,7 +150,7 @@ def flow_matrix(
     Returns:
         A list of ``{"name", "address", "port", "open"}``.
     """
-    roles = list(dict.fromkeys(role for _, role, _ in hosts))
+    roles = list(dict.fromkeys(role for _name, role, _address in hosts))
     # `internet` is anyone: what it reaches, the administrators and every host reach too.
     allowed = {
         (target, port)

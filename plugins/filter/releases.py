@@ -235,7 +235,7 @@ def record_table(records: Mapping[str, str]) -> str:
     rows = [["time", "host", "event", "version", "by", "why"]]
     rows += [
         [time, host, entry["event"], entry["version"], entry["by"] or "-", entry["why"] or "-"]
-        for time, host, _, entry in entries
+        for time, host, _place, entry in entries
     ]
     return table(rows) if len(rows) > 1 else "Nothing has been released yet."
 

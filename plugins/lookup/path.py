@@ -1,16 +1,11 @@
+# License: Apache-2.0 OR GPL-3.0-or-later (the GNU General Public License, version 3 or later)
 """Lookup plugin: the absolute path of something that came with the collection."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-
 DOCUMENTATION = r"""
 name: path
-author: The Lightbox authors
+author: The Lightbox authors (@lightbox-mlops)
 version_added: 0.1.0
 short_description: Find what came with the collection
 description:
@@ -34,6 +29,12 @@ _raw:
   type: list
   elements: path
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
 
 
 def root_of(plugin: Path) -> Path:

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# License: Apache-2.0 OR GPL-3.0-or-later (the GNU General Public License, version 3 or later)
 """Ansible module: ask AWS whether instances could be started, before any is."""
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
   - amazon.aws.boto3
-author: The Lightbox authors
+author: The Lightbox authors (@lightbox-mlops)
 """
 
 EXAMPLES = r"""
@@ -96,7 +97,7 @@ def quota_of(instance_type: str) -> str | None:
     letters = family[: next((i for i, char in enumerate(family) if char.isdigit()), len(family))]
     matches = [
         (len(prefix), code)
-        for code, (_, prefixes) in QUOTAS.items()
+        for code, (_words, prefixes) in QUOTAS.items()
         for prefix in prefixes
         if letters.startswith(prefix)
     ]

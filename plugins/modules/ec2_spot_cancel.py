@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# License: Apache-2.0 OR GPL-3.0-or-later (the GNU General Public License, version 3 or later)
 """Ansible module: cancel the spot requests behind instances, so that none of them comes again."""
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
   - amazon.aws.boto3
-author: The Lightbox authors
+author: The Lightbox authors (@lightbox-mlops)
 """
 
 EXAMPLES = r"""

@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# License: Apache-2.0 OR GPL-3.0-or-later (the GNU General Public License, version 3 or later)
 """Ansible module: the documentation of the action plugin of this name."""
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ options:
     description: Go on with what comes until it is interrupted.
     type: bool
     default: false
-author: The Lightbox authors
+author: The Lightbox authors (@lightbox-mlops)
 """
 
 EXAMPLES = r"""

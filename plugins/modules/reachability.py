@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# License: Apache-2.0 OR GPL-3.0-or-later (the GNU General Public License, version 3 or later)
 """Ansible module: knock at many TCP ports at once and say which paths are open."""
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ options:
     description: Seconds of silence after which a port counts as closed.
     type: float
     default: 2.0
-author: The Lightbox authors
+author: The Lightbox authors (@lightbox-mlops)
 """
 
 EXAMPLES = r"""

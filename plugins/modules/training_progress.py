@@ -1,4 +1,5 @@
 #!/usr/bin/python
+# License: Apache-2.0 OR GPL-3.0-or-later (the GNU General Public License, version 3 or later)
 """Ansible module: the documentation of the action plugin of this name."""
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ options:
     description: Seconds after which the run counts as stuck. With 0 it never does.
     type: float
     default: 0
-author: The Lightbox authors
+author: The Lightbox authors (@lightbox-mlops)
 """
 
 EXAMPLES = r"""

@@ -25,7 +25,7 @@ COLLECTION = Path("collections/ansible_collections/lightbox/mlops")
 # What a checkout has and the archive does not.
 STAYS = re.compile(
     r"\.|.*/\.|(app/tests|benchmarks|collections|lab|molecule|requirements|tests)(/|$)"
-    r"|(ansible\.cfg|galaxy\.yml|pyproject\.toml|Makefile|app/Makefile|app/locks/(bench|dev)\.txt)$"
+    r"|(ansible\.cfg|docs/draw_network\.py|galaxy\.yml|pyproject\.toml|Makefile|app/Makefile|app/locks/(bench|dev)\.txt)$"
 )
 # What work with a checkout leaves in it.
 LEFT_BEHIND = (
