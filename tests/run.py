@@ -25,9 +25,9 @@ ABREAST = frozenset({"lint"})
 # it leaves of the processor.
 WAITING = "system"
 BESIDE = ("molecule", "provisioning")
-# What takes long and runs when it is asked for by name: the second system, the scenario of the role only it has, and
-# the installed collection on a system in the lab.
-ON_DEMAND = frozenset({"mnist", "jupyter", "collection"})
+# What takes long and runs when it is asked for by name: the second system, the scenario of the role only it has, the
+# installed collection on a system in the lab, and the collection as ansible-test judges it.
+ON_DEMAND = frozenset({"mnist", "jupyter", "collection", "sanity"})
 # Files of tests/system that are a stage each.
 OWN_STAGES = ("mnist", "collection")
 # Molecule's podman has settings of its own: those of the lab go with the lab.
@@ -63,7 +63,7 @@ def lint() -> list[Command]:
     return [
         [f"{BIN}/ruff", "check", "."],
         [f"{BIN}/ruff", "format", "--check", "."],
-        [f"{BIN}/mypy", "lab", "tests/run.py", "plugins"],
+        [f"{BIN}/mypy", "lab", "tests/run.py", "tests/sanity.py", "plugins"],
         [f"{BIN}/mypy", "--python-executable", f"{APP_BIN}/python", "app/src"],
         [f"{BIN}/yamllint", "--strict", "."],
         [f"{BIN}/check-jsonschema", "--builtin-schema", "vendor.github-workflows", "docs/ci/github-actions.yml"],
@@ -97,6 +97,7 @@ def stages() -> dict[str, list[Command]]:
             name: [as_root(pytest(BIN, "tests/system", "-k", f"make_up or test_{name} or test_down"))]
             for name in OWN_STAGES
         },
+        "sanity": [[f"{BIN}/python", "tests/sanity.py"]],
     }
 
 
