@@ -34,7 +34,7 @@ def python_brings_pip(home: Path) -> None:
 def sanity(place: Path) -> int:
     """Build, install and test in an empty directory; return ansible-test's exit status."""
     # Not in the checkout, whose ansible.cfg says that this collection is installed, and whose Git knows no copy of it.
-    galaxy = [BIN / "ansible-galaxy", "collection"]
+    galaxy: list[str | Path] = [BIN / "ansible-galaxy", "collection"]
     subprocess.run([*galaxy, "build", ROOT, "--output-path", place], cwd=place, check=True)
     (archive,) = place.glob("*.tar.gz")
     subprocess.run([*galaxy, "install", archive, "-p", place, "--no-deps", "--offline"], cwd=place, check=True)
@@ -42,7 +42,17 @@ def sanity(place: Path) -> int:
     (place / "ansible_collections/amazon").symlink_to(Path(ansible_collections.__path__[0]) / "amazon")
     python_brings_pip(HOME)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    command = [BIN / "ansible-test", "sanity", "--venv", "--python", version, "--color", "no", "--exclude", "app/"]
+    command: list[str | Path] = [
+        BIN / "ansible-test",
+        "sanity",
+        "--venv",
+        "--python",
+        version,
+        "--color",
+        "no",
+        "--exclude",
+        "app/",
+    ]
     environment = {**os.environ, "HOME": str(HOME), "PATH": f"{BIN}:{os.environ['PATH']}"}
     collection = place / "ansible_collections/lightbox/mlops"
     return subprocess.run(command, cwd=collection, env=environment, check=False).returncode

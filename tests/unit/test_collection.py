@@ -98,6 +98,14 @@ class Installed:
         return {str(path.relative_to(self.home)) for path in found}
 
 
+def filters() -> dict[str, Any]:
+    """Return the filters by name."""
+    found: dict[str, Any] = {}
+    for path in (ROOT / "plugins/filter").glob("*.py"):
+        found |= runpy.run_path(str(path))["FilterModule"]().filters()
+    return found
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     directory = tmp_path_factory.mktemp("collection")
@@ -109,6 +117,16 @@ def test_the_archive_holds_what_is_of_use_elsewhere_and_nothing_else(installed: 
     assert installed.files - {"FILES.json", "MANIFEST.json"} == {
         name for name in installed.tracked if not STAYS.match(name)
     }
+
+
+def test_plugins_are_called_by_names_that_hold_in_every_place() -> None:
+    known = {path.stem for place in ("playbooks", "plugins") for path in (ROOT / place).rglob("*.*")} | {*filters()}
+    short = re.compile(rf"(?:\|\s*|map\(')({'|'.join(filters())})\b")
+    for place in ("playbooks", "roles", "inventories"):
+        for path in (ROOT / place).rglob("*.yml"):
+            text = path.read_text()
+            assert set(re.findall(r"\blightbox\.mlops\.(\w+)", text)) <= known, path
+            assert short.findall(text) == [], f"{path}: filters are found by their full names alone"
 
 
 def test_every_playbook_works_by_its_name_with_inventories_elsewhere(installed: Installed) -> None:
@@ -161,12 +179,9 @@ def test_roles_and_plugins_are_documented(installed: Installed) -> None:
 
 
 def test_filters_are_documented_with_every_argument(installed: Installed) -> None:
-    filters: dict[str, Any] = {}
-    for path in (ROOT / "plugins/filter").glob("*.py"):
-        filters |= runpy.run_path(str(path))["FilterModule"]().filters()
     listed = installed.documented("filter")
-    assert {name for name, told in listed.items() if told != "UNDOCUMENTED"} == set(filters)
-    for name, function in filters.items():
+    assert {name for name, told in listed.items() if told != "UNDOCUMENTED"} == set(filters())
+    for name, function in filters().items():
         told = yaml.safe_load((ROOT / f"plugins/filter/{name}.yml").read_text())["DOCUMENTATION"]
         _, *taken = inspect.signature(function).parameters.values()
         assert [one.name for one in taken] == [one for one in told.get("positional", "").split(", ") if one], name
