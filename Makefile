@@ -89,6 +89,7 @@ picture: $(VENV)/ready ## Draw the documents' pictures of the networks from the 
 
 tables: $(VENV)/ready ## Write the documents' tables of variables, flows and costs
 	$(BIN)/python docs/role_tables.py
+	$(BIN)/python docs/system_tables.py
 
 locks: $(VENV)/ready ## Resolve every lock file anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header requirements/controller.in -o requirements/controller.txt
