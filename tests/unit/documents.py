@@ -14,6 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((RO
 FENCE = re.compile(r"^([ ]*)```(\w*)\n(.*?)^[ ]*```$", re.MULTILINE | re.DOTALL)
 # What a reader puts something of his own for, and what the tests put there.
 STAND_INS = {
+    "lightbox.mlops.NAME": "lightbox.mlops.site", "playbooks/NAME": "playbooks/site",
     "WHERE": "lab", "SYSTEM": "pneumonia", "PLAYBOOK": "site.yml", "HOST": "pneumonia-api", "UNIT": "lightbox-api",
     "ADDRESS": "198.51.100.7", "NAME": "mnist", "DIR": "films", "FILE": "report.json", "BUNDLE": "runs/latest",
     "VERSION": "20261121T110000Z-1a2b3c4d",

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import urllib.parse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ ELSEWHERE = {
 }  # fmt: skip
 # What every host has. The scripts around them are parsed, and the units and files that they name are looked for.
 DEBIAN = {
-    "base64", "cat", "df", "du", "export", "free", "grep", "head", "journalctl", "ln", "mkdir", "nvidia-smi", "openssl",
-    "printf", "ps", "python3", "sort", "systemctl", "tail", "timedatectl", "true", "uname", "uptime",
+    ".", "base64", "cat", "cp", "df", "du", "export", "free", "grep", "head", "journalctl", "ln", "mkdir", "nvidia-smi",
+    "openssl", "printf", "ps", "python3", "sort", "systemctl", "tail", "timedatectl", "true", "uname", "uptime",
 }  # fmt: skip
+# What fetches and installs: not in a test of words.
+INSTALLERS = {"ansible-builder", "pip"}
 FOREIGN_PORTS = {9090: "Prometheus", 9093: "Alertmanager"}
 API_PORT = 5000
 # Of a make that runs these tests nothing is handed on.
@@ -61,6 +64,8 @@ def typed() -> list[Command]:
             text = f"ansible-playbook {path}{playbook[2]}" if path else text
         if TYPED.match(text):
             found += commands(span.where, text)
+    # The collection's playbooks are those of the checkout.
+    found = [replace(one, words=tuple(checkout(word) for word in one.words)) for one in found]
     # What hosts are told to do, and what make does.
     for command in list(found):
         if command.program == "ansible" and "-a" in command.words:
@@ -68,6 +73,11 @@ def typed() -> list[Command]:
         elif command.program == "make":
             found += made(command)
     return found
+
+
+def checkout(word: str) -> str:
+    """Return where a playbook that is named as the collection's is in the checkout; any other word as it is."""
+    return re.sub(r"^lightbox\.mlops\.(\w+)$", r"playbooks/\1.yml", word)
 
 
 DRY: dict[tuple[str, ...], subprocess.CompletedProcess[str]] = {}
@@ -106,7 +116,7 @@ def test_every_script_can_be_parsed() -> None:
 
 
 def test_every_program_has_a_rule(every_command: list[Command]) -> None:
-    ruled = ANSIBLE | DEBIAN | set(ELSEWHERE) | {"curl", "make", "python"}
+    ruled = ANSIBLE | DEBIAN | INSTALLERS | set(ELSEWHERE) | {"curl", "make", "python"}
     assert [str(command) for command in every_command if command.program not in ruled] == []
     programs = {command.program for command in every_command}
     assert {"ansible", "ansible-playbook", "curl", "make", "python"} <= programs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ import system_tables
 from draw_network import draw
 
 # Kinds of blocks that have a test, here or in test_commands.py.
-KINDS = {"json", "shell", "text", "yaml"}
+KINDS = {"ini", "json", "shell", "text", "yaml"}
 HERE = re.compile(
     r"((?:app|benchmarks|docs|inventories|lab|molecule|playbooks|plugins|roles|tests)/[\w./-]*?)(?:::(test_\w+))?"
 )
@@ -145,6 +146,14 @@ def test_json_is_json() -> None:
         try:
             json.loads(block.text)
         except ValueError as error:
+            pytest.fail(f"{block.where}: {error}")
+
+
+def test_ini_is_ini() -> None:
+    for block in of_kind("ini"):
+        try:
+            configparser.ConfigParser(interpolation=None).read_string(block.text)
+        except configparser.Error as error:
             pytest.fail(f"{block.where}: {error}")
 
 
