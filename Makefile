@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test lint bench-serving bench-engines bench-soak bench-watching bench-rollback picture locks changelog clean
+.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test lint bench-serving bench-engines bench-soak bench-watching bench-rollback picture tables locks changelog clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ bench-rollback: $(VENV)/ready ## Time the way back to the model before, under re
 picture: $(VENV)/ready ## Draw the documents' pictures of the networks from the inventories
 	$(BIN)/python docs/draw_network.py inventories/pneumonia docs/network.svg
 	$(BIN)/python docs/draw_network.py inventories/mnist docs/network-mnist.svg
+
+tables: $(VENV)/ready ## Write the documents' tables of variables, flows and costs
+	$(BIN)/python docs/role_tables.py
+	$(BIN)/python docs/system_tables.py
 
 locks: $(VENV)/ready ## Resolve every lock file anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header requirements/controller.in -o requirements/controller.txt

@@ -145,7 +145,7 @@ def test_a_page_begins_with_what_to_type(page: Path) -> None:
         return
     lines = [line for line in page.read_text().splitlines() if line]
     assert lines[0] == f"# {page.stem}"
-    assert lines[1] == "```", "after the title comes what to type"
+    assert lines[1] == "```shell", "after the title comes what to type"
     assert "```" in lines[2:]
 
 
