@@ -1,4 +1,4 @@
-"""Run the tests: ``make test`` for all of them, ``make test T=name`` for a stage, a linter or one role's scenarios.
+"""Run the tests: ``make test`` for all of them, ``make test T=name`` for a stage, a part of one, or a role's scenarios.
 
 The quick stages run first, and the others beside the longest one; all of them run even when one fails, and the exit
 status says whether all passed.
@@ -105,7 +105,7 @@ def environment(stage: str) -> dict[str, str]:
 
 
 def selected(subset: str) -> dict[str, list[Command]]:
-    """Return the stages that a name asks for: a stage, a linter, a scenario, or every scenario of a role."""
+    """Return the stages that a name asks for: a stage, a linter, a file of unit tests, a scenario, or all of a role."""
     everything = stages()
     if not subset:
         everything["molecule"] = [command for command in everything["molecule"] if command[-1] not in ON_DEMAND]
@@ -114,14 +114,16 @@ def selected(subset: str) -> dict[str, list[Command]]:
         return {subset: everything[subset]}
     if linters := [command for command in everything["lint"] if Path(command[0]).name == subset]:
         return {"lint": linters}
+    if (ROOT / f"tests/unit/test_{subset}.py").exists():
+        return {"unit": [pytest(BIN, f"tests/unit/test_{subset}.py")]}
     commands = [
         command for command in everything["molecule"] if command[-1].split("_")[0] == subset or command[-1] == subset
     ]
     if commands:
         return {"molecule": commands}
     roles = sorted({name.split("_")[0] for name in scenarios()})
-    known = f"a stage ({', '.join(everything)}), a linter nor a role with a scenario ({', '.join(roles)})"
-    sys.exit(f"'{subset}' is neither {known}")
+    known = f"a stage ({', '.join(everything)}), a linter, a file of tests/unit nor a role with a scenario"
+    sys.exit(f"'{subset}' is neither {known} ({', '.join(roles)})")
 
 
 def run(stage: str, command: Command, variables: dict[str, str], aside: bool, niceness: int) -> tuple[str, bool, float]:
