@@ -62,7 +62,7 @@ destroy: $(VENV)/ready ## Remove everything that `make up` made for SYSTEM (asks
 down: $(VENV)/ready ## Stop the lab and leave nothing of it on this machine
 	$(SUDO) $(BIN)/python -m lab down
 
-test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Run every test; T=unit|lint|lab|molecule|system|mnist, a linter, a file of tests/unit (T=roles) or a role for a subset
+test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Run every test; T=unit|lint|lab|molecule|system|mnist, a linter, a file of tests/unit (T=tasks) or a role for a subset
 	$(BIN)/python tests/run.py $(T)
 
 test-mutations: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Put faults into the roles, one at a time, and see that tests notice; T=a fault, a role or a subset
