@@ -231,6 +231,17 @@ def system() -> Iterator[System]:
         subprocess.run(["make", "down"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the journals of a system's hosts to the report of a failed test."""
+    report = yield
+    if report.failed:
+        for system in (value for value in item.funcargs.values() if isinstance(value, System)):
+            for host, words in system.last_words().items():
+                report.sections.append((f"journal of {system.name}-{host}", words))
+    return report
+
+
 # --- a browser ------------------------------------------------------------------------------------------------------
 
 # A browser that talks to nobody but the page.
@@ -274,17 +285,6 @@ def shot(page: Page, name: str) -> None:
     """Keep a picture of the page."""
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the journals of a system's hosts to the report of a failed test."""
-    report = yield
-    if report.failed:
-        for system in (value for value in item.funcargs.values() if isinstance(value, System)):
-            for host, words in system.last_words().items():
-                report.sections.append((f"journal of {system.name}-{host}", words))
-    return report
 
 
 ORDER = ("test_pneumonia", "test_pages", "test_status", "test_logs", "test_alerts", "test_two_api_hosts", "test_mnist",
