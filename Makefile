@@ -18,10 +18,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test lint bench-serving bench-engines bench-soak bench-watching bench-rollback picture tables locks changelog clean
+.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test test-mutations lint bench-serving bench-engines bench-soak bench-watching bench-rollback picture tables locks changelog clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  WHERE=lab|aws ($(WHERE))   SYSTEM=pneumonia|mnist ($(SYSTEM))   DATA=directory, archive or synthetic   OUT=FILE (verify, bench-…)   T=subset (test)   VERSION=… (approve, rollback)"
 	@echo "  HOST=pneumonia-api   SERVICE=lightbox-api   ID=request id   SINCE=-2d   FOLLOW=1   (logs)"
@@ -62,8 +62,11 @@ destroy: $(VENV)/ready ## Remove everything that `make up` made for SYSTEM (asks
 down: $(VENV)/ready ## Stop the lab and leave nothing of it on this machine
 	$(SUDO) $(BIN)/python -m lab down
 
-test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Run every test; T=unit|lint|lab|molecule|system|mnist|collection|sanity or a role's name for a subset
+test: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Run every test; T=unit|lint|lab|molecule|system|mnist|collection|sanity, a linter, a file of tests/unit (T=tasks) or a role for a subset
 	$(BIN)/python tests/run.py $(T)
+
+test-mutations: $(VENV)/ready-dev .venv-app/ready .cache/lab-packages .cache/test-packages ## Put faults into the roles, one at a time, and see that tests notice; T=a fault, a role or a subset
+	$(BIN)/python -m tests.mutate $(T)
 
 lint: $(VENV)/ready-dev .venv-app/ready ## Run every linter and type checker
 	$(BIN)/python tests/run.py lint

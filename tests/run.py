@@ -1,4 +1,4 @@
-"""Run the tests: ``make test`` for all of them, ``make test T=name`` for a stage or one role's scenarios.
+"""Run the tests: ``make test`` for all of them, ``make test T=name`` for a stage, a part of one, or a role's scenarios.
 
 The quick stages run first, and the others beside the longest one; all of them run even when one fails, and the exit
 status says whether all passed.
@@ -63,7 +63,7 @@ def lint() -> list[Command]:
     return [
         [f"{BIN}/ruff", "check", "."],
         [f"{BIN}/ruff", "format", "--check", "."],
-        [f"{BIN}/mypy", "lab", "tests/run.py", "tests/sanity.py", "plugins"],
+        [f"{BIN}/mypy", "lab", "tests/run.py", "tests/sanity.py", "tests/mutate.py", "plugins"],
         [f"{BIN}/mypy", "--python-executable", f"{APP_BIN}/python", "app/src"],
         [f"{BIN}/yamllint", "--strict", "."],
         [f"{BIN}/check-jsonschema", "--builtin-schema", "vendor.github-workflows", "docs/ci/github-actions.yml"],
@@ -106,26 +106,37 @@ def before(stage: str) -> list[Command]:
     return [as_root([f"{BIN}/python", "-m", "lab", "image"])] if stage in ("lab", "molecule") else []
 
 
+def environment(stage: str) -> dict[str, str]:
+    """Return the variables that a stage's commands see."""
+    own = {"LAB_DIR": str(MOLECULE_DIR), "CONTAINERS_CONF": f"{MOLECULE_DIR}/containers.conf"}
+    path = f"{BIN}:{os.environ['PATH']}"
+    every = {**os.environ, "PATH": path, "ANSIBLE_FORCE_COLOR": "0", "PY_COLORS": "0"}
+    return {**every, **own} if stage == "molecule" else every
+
+
 def selected(subset: str) -> dict[str, list[Command]]:
-    """Return the stages that a name asks for: a stage, a scenario, or every scenario of a role."""
+    """Return the stages that a name asks for: a stage, a linter, a file of unit tests, a scenario, or all of a role."""
     everything = stages()
     if not subset:
         everything["molecule"] = [command for command in everything["molecule"] if command[-1] not in ON_DEMAND]
         return {stage: commands for stage, commands in everything.items() if stage not in ON_DEMAND}
     if subset in everything:
         return {subset: everything[subset]}
+    if linters := [command for command in everything["lint"] if Path(command[0]).name == subset]:
+        return {"lint": linters}
+    if (ROOT / f"tests/unit/test_{subset}.py").exists():
+        return {"unit": [pytest(BIN, f"tests/unit/test_{subset}.py")]}
     commands = [
         command for command in everything["molecule"] if command[-1].split("_")[0] == subset or command[-1] == subset
     ]
     if commands:
         return {"molecule": commands}
     roles = sorted({name.split("_")[0] for name in scenarios()})
-    sys.exit(f"'{subset}' is neither a stage ({', '.join(everything)}) nor a role with a scenario ({', '.join(roles)})")
+    known = f"a stage ({', '.join(everything)}), a linter, a file of tests/unit nor a role with a scenario"
+    sys.exit(f"'{subset}' is neither {known} ({', '.join(roles)})")
 
 
-def run(
-    stage: str, command: Command, environment: dict[str, str], aside: bool, niceness: int
-) -> tuple[str, bool, float]:
+def run(stage: str, command: Command, variables: dict[str, str], aside: bool, niceness: int) -> tuple[str, bool, float]:
     """Run one command; return its name, whether it passed, and its seconds. Aside, it prints when it has ended."""
     shown = " ".join(command).replace(f"{ROOT}/", "")
     name = f"{stage}: {shown}"
@@ -133,7 +144,7 @@ def run(
     started = time.monotonic()
     done = subprocess.run(
         ["nice", f"--adjustment={niceness}", *command],
-        cwd=ROOT, env=environment, check=False, stdin=subprocess.DEVNULL,
+        cwd=ROOT, env=variables, check=False, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if aside else None, stderr=subprocess.STDOUT if aside else None,
     )  # fmt: skip
     if aside:
@@ -147,18 +158,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("subset", nargs="?", default="", help="a stage, a role or a Molecule scenario")
     options = parser.parse_args()
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "ANSIBLE_FORCE_COLOR": "0", "PY_COLORS": "0"}
-    environments = {
-        "molecule": {**environment, "LAB_DIR": str(MOLECULE_DIR), "CONTAINERS_CONF": f"{MOLECULE_DIR}/containers.conf"}
-    }
     results: list[tuple[str, bool, float]] = []
 
     def go(stages: list[str], beside: bool = False) -> None:
         """Run stages: what is beside another prints when it has ended, and so does what runs abreast."""
         for stage in stages:
-            own = environments.get(stage, environment)
             aside = beside or stage in ABREAST
-            one = partial(run, stage, environment=own, aside=aside, niceness=10 if beside else 0)
+            one = partial(run, stage, variables=environment(stage), aside=aside, niceness=10 if beside else 0)
             results.extend(map(one, before(stage)))
             with ThreadPoolExecutor(os.cpu_count() if stage in ABREAST else 1) as pool:
                 results.extend(pool.map(one, chosen[stage]))

@@ -1,5 +1,7 @@
 """A whole system in the lab, and the hands that the tests lay on it.
 
+A test that fails ends with what the journals of all hosts say of what went wrong.
+
 The first test brings the system up and the last takes it away, so that all files share one. With ``LIGHTBOX_KEEP=1``
 the lab stays when the tests end, and a file can be run alone against a system that is up. Screenshots are kept in
 ``$LIGHTBOX_SCREENSHOTS``, or else in ``.lab-artefacts/screenshots``.
@@ -19,17 +21,27 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.exceptions
 import pytest
 import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv/bin"
+# Units that have failed with their last words, then what a host warns of.
+LAST_WORDS = """
+for unit in $(systemctl --failed --plain --no-legend | cut --delimiter=" " --fields=1); do
+    echo "$unit has failed:"
+    journalctl --boot --no-pager --output=short-iso --unit="$unit" --lines=50
+done
+echo Warnings:
+journalctl --boot --no-pager --output=short-iso --priority=warning --lines=50
+"""
 
 
 def wait_until(what: str, condition: Callable[[], Any], seconds: float) -> Any:
@@ -95,14 +107,28 @@ class System:
         names = [next(tag["Value"] for tag in item["Tags"] if tag["Key"] == "Name") for item in instances]
         return {name.removeprefix(f"{self.name}-"): item for name, item in zip(names, instances, strict=True)}
 
-    def on(self, host: str, command: str, check: bool = True) -> str:
+    def on(self, host: str, command: str, check: bool = True, seconds: float | None = None) -> str:
         """Run a shell command as root on a host; return what it printed."""
         done = subprocess.run(
             [sys.executable, "-m", "lab", "ssh", f"{self.name}-{host}", f"sudo sh -c {shlex.quote(command)}"],
             cwd=ROOT, env=self.environment, text=True, check=False, capture_output=True, stdin=subprocess.DEVNULL,
+            timeout=seconds,
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{host}: {command}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
+
+    def last_words(self) -> dict[str, str]:
+        """Return by host what its journal says of what went wrong; of one that cannot be asked, why."""
+        try:
+            found = dict.fromkeys(self.instances(), "")
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            return {"nobody": str(error)}
+        for host in found:
+            try:
+                found[host] = self.on(host, LAST_WORDS, check=False, seconds=20) or "It says nothing."
+            except subprocess.TimeoutExpired as error:
+                found[host] = str(error)
+        return found
 
     # --- users ------------------------------------------------------------------------------------------------------
 
@@ -203,6 +229,17 @@ def system() -> Iterator[System]:
     yield system
     if not os.environ.get("LIGHTBOX_KEEP"):
         subprocess.run(["make", "down"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the journals of a system's hosts to the report of a failed test."""
+    report = yield
+    if report.failed:
+        for system in (value for value in item.funcargs.values() if isinstance(value, System)):
+            for host, words in system.last_words().items():
+                report.sections.append((f"journal of {system.name}-{host}", words))
+    return report
 
 
 # --- a browser ------------------------------------------------------------------------------------------------------
