@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test test-mutations lint bench-serving bench-engines bench-soak bench-watching bench-rollback picture tables locks changelog clean
+.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test test-mutations lint bench-serving bench-engines bench-soak bench-watching bench-rollback bench-converge picture tables locks changelog clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench-watching: $(VENV)/ready ## Measure what exporters and log shippers cost on
 
 bench-rollback: $(VENV)/ready ## Time the way back to the model before, under requests; OUT=FILE
 	$(BIN)/python benchmarks/rollback.py $(if $(OUT),--out $(abspath $(OUT)))
+
+bench-converge: $(VENV)/ready ## Time first and second run in the lab, beside Ansible's own settings; removes SYSTEM first; OUT=FILE
+	$(BIN)/python benchmarks/converge.py --system $(SYSTEM) $(if $(OUT),--out $(abspath $(OUT)))
 
 picture: $(VENV)/ready ## Draw the documents' pictures of the networks from the inventories
 	$(BIN)/python docs/draw_network.py inventories/pneumonia docs/network.svg
