@@ -6,6 +6,7 @@ DATA ?=
 OUT ?=
 T ?=
 VERSION ?=
+ONLY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
 
 .DEFAULT_GOAL := help
-.PHONY: help up lab train models approve rollback verify status logs lab-logs destroy down test test-mutations lint bench-serving bench-engines bench-soak bench-watching bench-rollback bench-converge picture tables locks changelog clean
+.PHONY: help up lab train models approve rollback rotate verify status logs lab-logs destroy down test test-mutations lint bench-serving bench-engines bench-soak bench-watching bench-rollback bench-converge picture tables locks changelog clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,9 @@ approve: $(VENV)/ready ## Approve VERSION and release it
 
 rollback: $(VENV)/ready ## Make the model before the live one live again, or VERSION
 	$(ANSIBLE) playbooks/rollback.yml $(if $(VERSION),-e version=$(VERSION))
+
+rotate: $(VENV)/ready ## Make passwords anew, all or ONLY=redis_api,status, and bring them to every host
+	$(ANSIBLE) playbooks/rotate.yml $(if $(ONLY),-e only=$(ONLY))
 
 verify: $(VENV)/ready ## Examine the running system; OUT=FILE writes the findings as JSON
 	$(ANSIBLE) playbooks/verify.yml $(if $(OUT),-e verify_out=$(abspath $(OUT)))

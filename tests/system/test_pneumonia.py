@@ -5,10 +5,12 @@ The tests run in the order they stand in: the first brings the system up.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import time
@@ -150,6 +152,49 @@ def test_no_secret_is_in_logs_process_lists_or_readable_files(system: System) ->
         for number, secret in enumerate(secrets(system)):
             assert secret not in output, f"password {PASSWORDS[number]} was printed"
     assert system.secrets.stat().st_mode & 0o077 == 0
+
+
+def test_passwords_are_made_anew_by_one_command(system: System) -> None:
+    def status_page(password: str) -> int:
+        authorization = {"Authorization": "Basic " + base64.b64encode(f"operator:{password}".encode()).decode()}
+        return system.fetch("/status", headers=authorization)[0]
+
+    names = ("redis_api", "status")
+    before = {name: (system.secrets / name).read_text().strip() for name in names}
+    assert status_page(before["status"]) == 200
+    done = system.play("playbooks/rotate.yml", "-e", f"only={','.join(names)}", "--diff")
+    assert done.returncode == 0, done.stdout[-8000:]
+    OUTPUTS.append(done.stdout)
+    after = {name: (system.secrets / name).read_text().strip() for name in names}
+    assert not set(before.values()) & set(after.values())
+    assert [value for value in before.values() if value in done.stdout] == []
+    assert (status_page(before["status"]), status_page(after["status"])) == (401, 200)
+    command = f"REDISCLI_AUTH={before['redis_api']} redis-cli --user api ping"
+    assert "PONG" not in system.on("api", command, check=False)
+    status, text = system.upload(system.smoke())
+    assert status == 200 and "data-verdict=" in text and "data-notice" not in text
+
+
+def test_passwords_in_a_vault_are_those_of_the_files(system: System, tmp_path: Path) -> None:
+    kept, key = tmp_path / "kept", tmp_path / "vault-password"
+    shutil.copytree(system.secrets, kept)
+    key.write_text("a password of the vault")
+    vaulted = System()
+    vaulted.environment["ANSIBLE_VAULT_PASSWORD_FILE"] = str(key)
+    try:
+        done = vaulted.play("playbooks/secrets.yml", "--diff")
+        assert done.returncode == 0, done.stdout[-8000:]
+        OUTPUTS.append(done.stdout)
+        assert not any((system.secrets / name).exists() for name in PASSWORDS)
+        done = vaulted.play("playbooks/configure.yml")
+        assert done.returncode == 0, done.stdout[-8000:]
+        assert set(changed(done.stdout).values()) == {0}, done.stdout[-8000:]
+        # Who does not know the vault's password changes nothing.
+        done = system.play("playbooks/configure.yml", "--tags", "status")
+        assert done.returncode != 0 and "vault" in done.stdout.lower()
+    finally:
+        (system.secrets / "vault.yml").unlink(missing_ok=True)
+        shutil.copytree(kept, system.secrets, dirs_exist_ok=True)
 
 
 def test_plain_http_leads_to_https_and_errors_are_never_verdicts(system: System) -> None:

@@ -93,7 +93,7 @@ def test_the_page_names_the_secrets_that_people_give() -> None:
 
 
 def test_secrets_of_the_controller_are_in_the_table_or_are_none() -> None:
-    none = {"known_hosts", "proxy.crt", "smoke.b64", "{{ inventory_hostname }}.crt"}
+    none = {"vault.yml", "known_hosts", "proxy.crt", "smoke.b64", "{{ inventory_hostname }}.crt"}
     used = set(
         re.findall(
             r"secrets_dir (?:\}\}|~ ')/([\w.]+(?:\{\{ \w+ \}\})?|\{\{ \w+ \}\}\.crt)", texts("inventories", "playbooks")
