@@ -465,6 +465,10 @@ def test_what_people_judged_on_the_pages_is_trained_on_and_counted(system: Syste
     assert counts["PNEUMONIA"] + counts["NORMAL"] <= int(judged[1])
     report = (ROOT / f"reports/{model['version']}.html").read_text()
     assert "Judged on these pages" in report and f"PNEUMONIA {counts['PNEUMONIA']}" in report
+    # Two epochs and noise make no model that other tests could rely on.
+    done = system.play("playbooks/rollback.yml", "-e", f"version={version}")
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert system.model()["version"] == version
 
 
 def test_a_model_of_shuffled_labels_is_stopped_in_words(system: System, tmp_path: Path) -> None:
