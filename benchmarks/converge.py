@@ -21,9 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
+from running import ROOT, BenchmarkError, lab_keys, report
 
-ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 # The least that lets Ansible find what it is to play.
 PLAIN = f"""[defaults]
@@ -39,10 +38,6 @@ WORDS = frozenset({
 })  # fmt: skip
 SETTINGS = ("lightbox", "ansible")
 FIGURES = ("seconds", "cpu_seconds", "executions")
-
-
-class ConvergeError(Exception):
-    """A run failed, or there is no lab; the text says what to do."""
 
 
 def processor_seconds() -> float:
@@ -79,7 +74,7 @@ def play(system: str, playbook: str, settings: str, directory: Path) -> dict[str
         directory: for files of the run.
 
     Raises:
-        ConvergeError: it failed.
+        BenchmarkError: it failed.
     """
     plain = directory / "ansible.cfg"
     plain.write_text(PLAIN)
@@ -89,17 +84,17 @@ def play(system: str, playbook: str, settings: str, directory: Path) -> dict[str
         "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
         "ANSIBLE_FORCE_COLOR": "0",
     }
-    report = directory / "report.json"
+    output = directory / "report.json"
     before, begun = processor_seconds(), time.monotonic()
-    with report.open("w") as stream:
+    with output.open("w") as stream:
         done = subprocess.run(
             [BIN / "ansible-playbook", "-i", "inventories/lab", "-i", f"inventories/{system}", playbook],
             cwd=ROOT, env=environment, check=False, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.PIPE,
         )  # fmt: skip
     seconds, cpu = time.monotonic() - begun, processor_seconds() - before
-    text = report.read_text()
+    text = output.read_text()
     if done.returncode:
-        raise ConvergeError(f"{playbook} failed:\n{text[-3000:]}{done.stderr.decode(errors='replace')[-2000:]}")
+        raise BenchmarkError(f"{playbook} failed:\n{text[-3000:]}{done.stderr.decode(errors='replace')[-2000:]}")
     found = json.loads(text[text.index("{") :])
     return {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "executions": executions(found),
             "changed": changes(found), "hosts": len(found["stats"]) - 1}  # fmt: skip
@@ -107,9 +102,7 @@ def play(system: str, playbook: str, settings: str, directory: Path) -> dict[str
 
 def measure(system: str, rounds: int, again: bool) -> dict[str, Any]:
     """Return the figures of all runs, and as ratios of those with Ansible's own settings."""
-    keys = yaml.safe_load((ROOT / "inventories/lab/aws_ec2.yml").read_text())
-    if "//127.0.0.1:" not in keys["endpoint_url"]:
-        raise ConvergeError(f"the lab's endpoint is {keys['endpoint_url']}, which is not on this machine")
+    lab_keys()  # it would remove what runs there
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {one: {"first": [], "second": []} for one in SETTINGS}
     with tempfile.TemporaryDirectory(prefix="lightbox-converge-") as scratch:
         for number in range(1, rounds + 1):
@@ -121,7 +114,7 @@ def measure(system: str, rounds: int, again: bool) -> dict[str, Any]:
                     sys.stderr.write(f"round {number} of {rounds}: {kind} run with {settings}'s settings\n")
                     figures = play(system, "site.yml", settings, Path(scratch))
                     if kind == "second" and figures["changed"]:
-                        raise ConvergeError(f"a second run changed {figures['changed']} things")
+                        raise BenchmarkError(f"a second run changed {figures['changed']} things")
                     runs[settings][kind].append(figures)
     best = {
         settings: {kind: min(found, key=lambda one: one["seconds"]) for kind, found in kinds.items() if found}
@@ -155,15 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="leave a system that is up as it is; no first runs")
     parser.add_argument("--out", type=Path, help="file for the figures as JSON")
     options = parser.parse_args(arguments)
-    try:
-        found = measure(options.system, options.rounds, options.again)
-    except ConvergeError as error:
-        sys.stderr.write(f"converge: {error}\n")
-        return 2
-    print(table(found))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
-    return 0
+    return report("converge", lambda: measure(options.system, options.rounds, options.again), table, options.out)
 
 
 if __name__ == "__main__":

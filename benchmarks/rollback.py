@@ -11,7 +11,6 @@ Traffic goes to addresses of the lab on this machine and nowhere else, and ends 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
 import time
@@ -20,7 +19,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from soak import TIMEOUT_SECONDS, Answer, Record, SoakError, System, load, release_a_copy, remove_copy, say, take_back
+from running import BenchmarkError, report
+from soak import TIMEOUT_SECONDS, Answer, Record, System, load, release_a_copy, remove_copy, say, take_back
 
 # Seconds of requests before the command and after its end.
 AROUND = 3.0
@@ -42,13 +42,13 @@ def summary(
         rate: requests a second.
 
     Raises:
-        SoakError: no verdict tells the version, or none was given by the model before.
+        BenchmarkError: no verdict tells the version, or none was given by the model before.
     """
     begun, ended = command
     later = [answer for answer in answers if answer.version == versions[0]]
     earlier = [answer for answer in answers if answer.version == versions[1] and answer.ended > begun]
     if not later or not earlier:
-        raise SoakError("no verdict was given by the model before: is the page's result card another one now?")
+        raise BenchmarkError("no verdict was given by the model before: is the page's result card another one now?")
     failed = Counter(answer.kind for answer in answers if not answer.kind.startswith("ok"))
     first = min(answer.ended for answer in earlier) - begun
     return {
@@ -106,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         over.set()
         pressure.join(2 * TIMEOUT_SECONDS)
         if not back:
-            raise SoakError(f"the rollback of {copy} led to {system.version()}, not to {before}")
+            raise BenchmarkError(f"the rollback of {copy} led to {system.version()}, not to {before}")
         return summary(system, record.answers, (copy, before), (begun, ended), options.rate)
     finally:
         over.set()
@@ -129,15 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rate <= 0:
         parser.error("--rate must be above 0")
-    try:
-        found = measure(options)
-    except SoakError as error:
-        sys.stderr.write(f"rollback: {error}\n")
-        return 2
-    print(table(found))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if found["ok"] else 1
+    return report("rollback", lambda: measure(options), table, options.out)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,8 @@ from urllib.parse import urlsplit
 
 import boto3
 import yaml
+from running import INVENTORY, ROOT, BenchmarkError, lab_keys, report
 
-ROOT = Path(__file__).resolve().parents[1]
-INVENTORY = ROOT / "inventories/lab"
 # Clients at once. Two API workers let 16 requests wait each before they refuse any, so these are never refused.
 CLIENTS = 16
 SHARE = 0.8
@@ -86,15 +85,11 @@ if sys.argv[2] == "remove":
 MODEL = re.compile(rb"<dt>Model</dt><dd><code>(.*?)</code>")
 
 
-class SoakError(Exception):
-    """The run cannot begin or go on; the text says what to do."""
-
-
 def run(command: Sequence[str], check: bool = True) -> str:
     """Run a command in the repository; return what it printed.
 
     Raises:
-        SoakError: it failed.
+        BenchmarkError: it failed.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment["ANSIBLE_FORCE_COLOR"] = "0"
@@ -102,7 +97,7 @@ def run(command: Sequence[str], check: bool = True) -> str:
         command, cwd=ROOT, env=environment, text=True, check=False, capture_output=True, stdin=subprocess.DEVNULL
     )
     if check and done.returncode:
-        raise SoakError(f"{' '.join(command[:4])} … failed:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
+        raise BenchmarkError(f"{' '.join(command[:4])} … failed:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
     return done.stdout.strip()
 
 
@@ -110,19 +105,14 @@ class System:
     """The system in the lab: its hosts, its address, and the way to put things on and off."""
 
     def __init__(self, name: str, url: str) -> None:
-        keys = yaml.safe_load((INVENTORY / "aws_ec2.yml").read_text())
-        if urlsplit(keys["endpoint_url"]).hostname != "127.0.0.1":
-            raise SoakError(f"the lab's endpoint is {keys['endpoint_url']}, which is not on this machine")
-        self.name = name
-        self._aws = {"region_name": "us-east-1", "endpoint_url": keys["endpoint_url"],
-                     "aws_access_key_id": keys["access_key"], "aws_secret_access_key": keys["secret_key"]}  # fmt: skip
+        self.name, self._aws = name, lab_keys()
         self.hosts = self._hosts()
         if not all(self.having(role) for role in SERVICES):
-            raise SoakError(f"no system '{name}' with proxy, ui and api runs in the lab: `make up` brings it up")
+            raise BenchmarkError(f"no system '{name}' with proxy, ui and api runs in the lab: `make up` brings it up")
         proxy = next(host for host in self.hosts.values() if host["role"] == "proxy")
         self.url = url or f"https://{proxy['public']}"
         if urlsplit(self.url).hostname != proxy["public"]:
-            raise SoakError(f"{self.url} is not the lab's own address https://{proxy['public']}")
+            raise BenchmarkError(f"{self.url} is not the lab's own address https://{proxy['public']}")
         # The certificate is the proxy's own; it is fetched from the proxy itself, not from whoever answers.
         certificate = self.on(self.having("proxy")[0], "cat /etc/nginx/tls/self_signed-*.crt")
         self.context = ssl.create_default_context(cadata=certificate)
@@ -138,7 +128,7 @@ class System:
                          {"Name": "tag:System", "Values": [self.name]}]
             )  # fmt: skip
         except Exception as error:
-            raise SoakError(f"the lab does not answer ({error}): `make up` starts it") from None
+            raise BenchmarkError(f"the lab does not answer ({error}): `make up` starts it") from None
         hosts = {}
         for instance in (one for reservation in found["Reservations"] for one in reservation["Instances"]):
             tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
@@ -292,7 +282,7 @@ def capacity(system: System, image: bytes, mark: str) -> float:
     answers = load(system, image, mark, CAPACITY_SECONDS, None)
     good = [answer for answer in answers if answer.kind.startswith("ok")]
     if len(good) < len(answers) or not good:
-        raise SoakError(f"requests fail without any disturbance: {Counter(answer.kind for answer in answers)}")
+        raise BenchmarkError(f"requests fail without any disturbance: {Counter(answer.kind for answer in answers)}")
     return len(good) / (max(answer.ended for answer in answers) - begun)
 
 
@@ -350,11 +340,11 @@ def take_back(system: System, copy: str, before: str) -> None:
     """Make the model before the copy live again and remove the copy from the artefact store.
 
     Raises:
-        SoakError: another model is live afterwards.
+        BenchmarkError: another model is live afterwards.
     """
     system.play("playbooks/rollback.yml")
     if system.version() != before:
-        raise SoakError(f"the rollback of {copy} led to {system.version()}, not to {before}")
+        raise BenchmarkError(f"the rollback of {copy} led to {system.version()}, not to {before}")
     remove_copy(system, copy)
 
 
@@ -522,15 +512,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 0 < options.minutes <= 60:
         parser.error("--minutes must be above 0 and at most 60")
-    try:
-        found = soak(options)
-    except SoakError as error:
-        sys.stderr.write(f"soak: {error}\n")
-        return 2
-    print(table(found))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if found["ok"] else 1
+    return report("soak", lambda: soak(options), table, options.out)
 
 
 if __name__ == "__main__":

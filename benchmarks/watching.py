@@ -9,7 +9,6 @@ Nothing is changed.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -18,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import yaml
+from running import ROOT, BenchmarkError, lab_keys, report
 
-ROOT = Path(__file__).resolve().parents[1]
-INVENTORY = ROOT / "inventories/lab"
 # Units that are there for watching alone, by the beginnings of their names; journald is on every Debian host anyway.
 WATCHERS = ("prometheus", "alertmanager", "grafana", "lightbox-journal-", "lightbox-status", "systemd-journal-upload",
             "systemd-journal-remote", "systemd-journald")  # fmt: skip
@@ -51,30 +48,22 @@ done
 Figures = dict[str, tuple[int, int]]
 
 
-class WatchingError(Exception):
-    """There is nothing to measure; the text says what to do."""
-
-
 def hosts_of(system: str) -> list[str]:
     """Return the names of the system's running hosts.
 
     Raises:
-        WatchingError: there are none.
+        BenchmarkError: there are none.
     """
-    keys = yaml.safe_load((INVENTORY / "aws_ec2.yml").read_text())
-    client = boto3.client(
-        "ec2", region_name="us-east-1", endpoint_url=keys["endpoint_url"],
-        aws_access_key_id=keys["access_key"], aws_secret_access_key=keys["secret_key"],
-    )  # fmt: skip
+    client = boto3.client("ec2", **lab_keys())
     filters = [{"Name": "instance-state-name", "Values": ["running"]}, {"Name": "tag:System", "Values": [system]}]
     try:
         found = client.describe_instances(Filters=filters)
     except Exception as error:
-        raise WatchingError(f"the lab does not answer ({error}): `make up` starts it") from None
+        raise BenchmarkError(f"the lab does not answer ({error}): `make up` starts it") from None
     instances = [one for reservation in found["Reservations"] for one in reservation["Instances"]]
     names = [tag["Value"] for one in instances for tag in one["Tags"] if tag["Key"] == "Name"]
     if not names:
-        raise WatchingError(f"no system '{system}' runs in the lab: `make up` brings it up")
+        raise BenchmarkError(f"no system '{system}' runs in the lab: `make up` brings it up")
     return sorted(names)
 
 
@@ -88,13 +77,13 @@ def look(host: str) -> tuple[float, Figures]:
     """Return when a host was looked at, in seconds, and what was seen.
 
     Raises:
-        WatchingError: the host could not be asked.
+        BenchmarkError: the host could not be asked.
     """
     patterns = "|".join(f"{name}*" for name in WATCHERS)
     command = [sys.executable, "-m", "lab", "ssh", host, f"sudo sh -c {shlex.quote(LOOK % patterns)}"]
     done = subprocess.run(command, cwd=ROOT, text=True, check=False, capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        raise WatchingError(f"{host} could not be asked: {done.stderr.strip()[-500:]}")
+        raise BenchmarkError(f"{host} could not be asked: {done.stderr.strip()[-500:]}")
     return time.monotonic(), figures(done.stdout)
 
 
@@ -148,15 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 1 <= options.seconds <= 3600:
         parser.error("--seconds must be from 1 to 3600")
-    try:
-        found = measure(options.system, options.seconds)
-    except WatchingError as error:
-        sys.stderr.write(f"watching: {error}\n")
-        return 2
-    print(table(found))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
-    return 0
+    return report("watching", lambda: measure(options.system, options.seconds), table, options.out)
 
 
 if __name__ == "__main__":

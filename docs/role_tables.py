@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from marked_table import put
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- from meta/argument_specs.yml; `make tables` writes it -->"
@@ -68,12 +69,7 @@ def table(role: Path) -> str:
 
 def written(role: Path) -> str:
     """Return the README of a role as it should be."""
-    text = (role / "README.md").read_text()
-    if text.count(MARK) != 1:
-        raise SystemExit(f"{role.name}/README.md must have this line once, above its variables: {MARK}")
-    before, after = text.split(MARK)
-    rest = re.sub(r"\A\s*(\|[^\n]*\n)*\n*", "", after)
-    return f"{before}{MARK}\n\n{table(role)}\n\n{rest}"
+    return put((role / "README.md").read_text(), MARK, table(role), f"{role.name}/README.md")
 
 
 def main() -> None:

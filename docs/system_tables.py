@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from marked_table import put
 
 ROOT = Path(__file__).parents[1]
 SYSTEMS = ("pneumonia", "mnist")
@@ -77,11 +78,7 @@ def written(page: str) -> str:
     """Return a page as it should be: below each of its marks, the table that the mark names."""
     text = (ROOT / "docs" / page).read_text()
     for name, (make, system) in TABLES[page].items():
-        mark = f"<!-- {name}; `make tables` writes it -->"
-        if text.count(mark) != 1:
-            raise SystemExit(f"docs/{page} must have this line once: {mark}")
-        before, after = text.split(mark)
-        text = f"{before}{mark}\n\n{make(system)}\n\n" + re.sub(r"\A\s*(\|[^\n]*\n)*\n*", "", after)
+        text = put(text, f"<!-- {name}; `make tables` writes it -->", make(system), f"docs/{page}")
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+import role_tables
 
 ROOT = Path(__file__).parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
@@ -64,16 +68,11 @@ class Role:
         self.handlers = load(self.home / "handlers/main.yml") or []
         self.defaults = load(self.home / "defaults/main.yml") or {}
         self.private = load(self.home / "vars/main.yml") or {}
-        self.entries = load(self.home / "meta/argument_specs.yml")["argument_specs"]
+        self.options = role_tables.options_of(self.home)
         self.templates = {
             str(path.relative_to(self.home / "templates")): path.read_text()
             for path in sorted((self.home / "templates").rglob("*.j2"))
         }
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What can be given to any of the entry points."""
-        return {name: option for entry in self.entries.values() for name, option in entry.get("options", {}).items()}
 
     @property
     def logic(self) -> str:
