@@ -314,6 +314,32 @@ def test_stopped_by_systemd_it_says_so(tmp_path):
     assert "goes on after" in told["message"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_is_heard_though_it_comes_while_an_object_is_deleted(tmp_path, monkeypatch):
+    class Deleted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    steps = []
+
+    def train(_job: object, _settings: object, progress: cnn.Progress) -> None:
+        Deleted()
+        steps.append("goes on")
+        progress(step=1)
+        steps.append("still goes on")
+
+    monkeypatch.setattr(cnn, "train", train)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cnn.main(["--runs", str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (stop.value.code, steps) == (128 + signal.SIGTERM, ["goes on"])
+    told = progress(tmp_path)
+    assert told["state"] == "failed" and "goes on after" in told["message"]
+
+
 # --- what is told to Prometheus
 
 

@@ -396,6 +396,7 @@ class Progress:
 
     def __init__(self, file: Path, epochs: int, every: float = 2.0) -> None:
         self.file, self.every, self._last = file, every, 0.0
+        self.stopped: int | None = None
         self.fields: dict[str, Any] = {
             "state": "preparing",
             "epoch": 0,
@@ -419,7 +420,13 @@ class Progress:
         self(now=True)
 
     def __call__(self, now: bool = False, **changes: Any) -> None:
-        """Change fields and write the file, unless that was done a moment ago and it is not asked for `now`."""
+        """Change fields and write the file, unless that was done a moment ago and it is not asked for `now`.
+
+        Raises:
+            SystemExit: somebody has called `stop`, and what it raised was lost on the way.
+        """
+        if self.stopped is not None and changes.get("state") != "failed":
+            raise SystemExit(self.stopped)
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in changes.items()}
         now = now or finite.get("state", self.fields["state"]) != self.fields["state"]
         self.fields.update(finite, updated=_now())
@@ -429,6 +436,15 @@ class Progress:
         part = self.file.with_name(self.file.name + ".part")
         part.write_text(json.dumps(self.fields) + "\n")
         part.replace(self.file)
+
+    def stop(self, number: int, _frame: Any) -> None:
+        """End the program for a signal, now or with the next progress.
+
+        Python drops what a signal's handler raises while an object is being deleted, and TensorFlow deletes iterators
+        at the end of every epoch: https://docs.python.org/3/reference/datamodel.html#object.__del__.
+        """
+        self.stopped = 128 + number
+        raise SystemExit(self.stopped)
 
     def report(self, message: str, done: int, total: int) -> None:
         """Show progress of something that is counted."""
@@ -1116,10 +1132,6 @@ def evaluate(job: Job, settings: Settings, progress: Progress) -> Path:
     return found
 
 
-def _stop(number: int, _frame: Any) -> None:
-    raise SystemExit(128 + number)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0 when there is a bundle, else 1 with one line on standard error, or 3
     when another training host was lost.
@@ -1130,7 +1142,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     progress = Progress(Path(job.progress) if job.progress else Path(job.runs) / "progress.json", settings.epochs)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, progress.stop)
     end_metrics = telemetry.serve(job.metrics_address, job.metrics_port, progress.fields, settings.architecture, say)
     try:
         work = evaluate if job.evaluate else train
