@@ -17,7 +17,7 @@ import role_tables
 
 ROOT = Path(__file__).parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
-WRITES = ("copy", "template")
+WRITES = ("copy", "files", "template")
 SHOWS = (*WRITES, "blockinfile", "command", "debug", "get_url", "lineinfile", "set_fact", "shell", "uri")
 # Who reads these reads them anew whenever it needs them, or notices by itself.
 READ_ANEW = {
@@ -32,10 +32,9 @@ READ_ANEW = {
     ("pki", "The certificate and the authority's own are on the host"): "the next task restarts who uses it",
     ("pki", "The host knows how to tell when its certificate ends"): "systemd, which the next task makes read it",
     ("prometheus", "Targets are named"): "Prometheus looks for them",
-    ("prometheus", "Secrets are there"): "Prometheus, at every scrape",
-    ("prometheus", "Those who may look are known"): "Prometheus, at every request",
-    ("trainer", "Training is configured"): "the next training",
-    ("trainer", "Password of Redis is there"): "the next training",
+    ("prometheus", "Secrets and those who may look are known"): "Prometheus, at every scrape and at every request",
+    ("python_app", "Old credentials are gone, and what is in service is written down"): "the role, at its next run",
+    ("trainer", "Password of Redis is there, where one is given"): "the next training",
 }
 
 
@@ -90,7 +89,7 @@ class Role:
 
     def configures(self, task: dict[str, Any]) -> bool:
         """Return whether a task writes what is read from /etc."""
-        where = f"{arguments(task).get('dest')} {task.get('loop')}"
+        where = " ".join([*(str(file.get("dest")) for file in written_files(task)), str(task.get("loop"))])
         for _ in range(2):
             for name, value in {**self.defaults, **self.private}.items():
                 where = re.sub(rf"\b{name}\b", lambda _found, text=str(value): text, where)
@@ -119,6 +118,15 @@ def module(task: dict[str, Any]) -> str:
 def arguments(task: dict[str, Any]) -> dict[str, Any]:
     found = next((value for key, value in task.items() if key.count(".") == 2), None)
     return found if isinstance(found, dict) else {}
+
+
+def written_files(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the files that a task writes, as what its module is told of each."""
+    told = arguments(task)
+    if module(task) != "files":
+        return [told]
+    lists = [told["files"]] if isinstance(told["files"], list) else list(task["vars"].values())
+    return [one for some in lists for one in some if one.get("state", "file") not in ("directory", "absent")]
 
 
 @cache
@@ -151,7 +159,8 @@ def test_secrets_are_shown_by_no_task(name: str) -> None:
 def test_secrets_are_written_for_those_who_need_them_alone(name: str) -> None:
     for task in role(name).tasks:
         if module(task) in WRITES and task.get("no_log"):
-            assert re.fullmatch(r"0[0-7][04]0", arguments(task)["mode"]), task["name"]
+            for file in written_files(task):
+                assert re.fullmatch(r"0[0-7][04]0", file.get("mode", "0644")), f"{task['name']}: {file['dest']}"
 
 
 @pytest.mark.parametrize("name", ROLES)
