@@ -38,8 +38,6 @@ class ActionModule(ActionBase):
 
     _VALID_ARGS = frozenset(("files",))
     TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_diff = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return what the module returns."""

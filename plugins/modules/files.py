@@ -110,7 +110,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-MODES = {"file": "0644", "directory": "0755", "absent": None}
+MODES = {"file": "0644", "directory": "0755"}
 
 
 class Files:
@@ -152,7 +152,7 @@ class Files:
         if not self.module.check_mode:
             for missing in reversed([folder for folder in (path, *path.parents) if not os.path.lexists(folder)]):
                 missing.mkdir()
-                missing.chmod(int(str(MODES["directory"]), 8))  # whatever the umask
+                missing.chmod(int(MODES["directory"], 8))  # whatever the umask
             self.attributes(one, path)
 
     def file(self, one: dict[str, Any]) -> None:
