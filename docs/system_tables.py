@@ -57,7 +57,7 @@ def cost_table(system: str) -> str:
         rows.append(("NAT gateway", [NAT[region] for region in regions]))
     rows.append((f"public addresses: {addresses}", [addresses * ADDRESS[region] for region in regions]))
     rows.append((f"disks: {gigabytes} GB", [gigabytes * GIGABYTE[region] / HOURS_A_MONTH for region in regions]))
-    always = [sum(figures) for figures in zip(*(figures for _, figures in rows), strict=True)]
+    always = [sum(figures) for figures in zip(*(figures for _name, figures in rows), strict=True)]
     return "\n".join([
         f"| USD an hour | {' | '.join(regions)} |",
         "|---|" + "---|" * len(regions),

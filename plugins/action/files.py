@@ -21,7 +21,7 @@ def members(one: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if "each" not in one or one.get("state", "file") != "file":
         yield one
         return
-    folder, _, last = str(one["dest"]).rpartition("/")
+    folder, _slash, last = str(one["dest"]).rpartition("/")
     if last.count("*") != 1 or "*" in folder:
         raise AnsibleActionFail(f"{one['dest']}: with each, the last part of dest has one *, for the names")
     shared = {name: value for name, value in one.items() if name not in ("dest", "each", "exclusive")}

@@ -204,7 +204,7 @@ class Files:
 
     def clean(self) -> None:
         """Leave nothing that is staged behind."""
-        for staged, _ in self.staged:
+        for staged, _path in self.staged:
             staged.unlink(missing_ok=True)
 
 
