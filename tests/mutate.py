@@ -111,7 +111,7 @@ def verdict(fault: Fault, tree: Path) -> str:
                     # It takes minutes for all roles, and seconds for one.
                     alone = [f"roles/{fault.role}"] if Path(command[0]).name == "ansible-lint" else []
                     done = subprocess.run(
-                        [*command, *alone], cwd=tree, env=environment(stage), check=False, stdin=subprocess.DEVNULL,
+                        [*command, *alone], cwd=tree, env=environment(stage, tree), check=False, stdin=subprocess.DEVNULL,
                         stdout=log, stderr=subprocess.STDOUT,
                     )  # fmt: skip
                     if done.returncode:

@@ -30,8 +30,6 @@ BESIDE = ("molecule", "provisioning")
 ON_DEMAND = frozenset({"mnist", "jupyter", "collection", "sanity"})
 # Files of tests/system that are a stage each.
 OWN_STAGES = ("mnist", "collection")
-# Molecule's podman has settings of its own: those of the lab go with the lab.
-MOLECULE_DIR = ROOT / ".cache/molecule"
 
 
 def as_root(command: Command) -> Command:
@@ -117,9 +115,10 @@ def before(stage: str) -> list[Command]:
     return [as_root([f"{BIN}/python", "-m", "lab", "image"])] if stage in ("lab", "molecule") else []
 
 
-def environment(stage: str) -> dict[str, str]:
-    """Return the variables that a stage's commands see."""
-    own = {"LAB_DIR": str(MOLECULE_DIR), "CONTAINERS_CONF": f"{MOLECULE_DIR}/containers.conf"}
+def environment(stage: str, root: Path = ROOT) -> dict[str, str]:
+    """Return the variables that a stage's commands see, in a checkout."""
+    # Molecule's podman has settings of its own, where .config/molecule says: those of the lab go with the lab.
+    own = {"LAB_DIR": f"{root}/.cache/molecule", "CONTAINERS_CONF": f"{root}/.cache/molecule/containers.conf"}
     path = f"{BIN}:{os.environ['PATH']}"
     every = {**os.environ, "PATH": path, "ANSIBLE_FORCE_COLOR": "0", "PY_COLORS": "0"}
     return {**every, **own} if stage == "molecule" else every
