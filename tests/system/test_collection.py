@@ -16,6 +16,8 @@ import pytest
 
 from .conftest import BIN, ROOT, System
 
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+
 
 class Elsewhere:
     """An empty directory with the collection, and inventories as a user has them."""
