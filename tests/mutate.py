@@ -111,12 +111,14 @@ def verdict(fault: Fault, tree: Path) -> str:
                     # It takes minutes for all roles, and seconds for one.
                     alone = [f"roles/{fault.role}"] if Path(command[0]).name == "ansible-lint" else []
                     done = subprocess.run(
-                        [*command, *alone], cwd=tree, env=environment(stage, tree), check=False, stdin=subprocess.DEVNULL,
-                        stdout=log, stderr=subprocess.STDOUT,
+                        [*command, *alone], cwd=tree, env=environment(stage, tree), check=False,
+                        stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                     )  # fmt: skip
                     if done.returncode:
                         log.seek(0)
-                        return "caught" if fault.words in log.read().decode(errors="replace") else "OTHER"
+                        # Molecule colours its own words.
+                        said = re.sub(r"\x1b\[\d*m", "", log.read().decode(errors="replace"))
+                        return "caught" if fault.words in said else "OTHER"
         return "MISSED"
     finally:
         git("apply", "--reverse", str(fault.path), where=tree)
