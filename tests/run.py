@@ -136,12 +136,11 @@ def selected(subset: str) -> dict[str, list[Command]]:
         return {"lint": linters}
     if (ROOT / f"tests/unit/test_{subset}.py").exists():
         return {"unit": [pytest(BIN, f"tests/unit/test_{subset}.py")]}
-    commands = [
-        command for command in everything["molecule"] if command[-1].split("_")[0] == subset or command[-1] == subset
-    ]
+    names = {name: {name, name.split("_")[0], name.removesuffix("_alternative")} for name in scenarios()}
+    commands = [command for command in everything["molecule"] if subset in names[command[-1]]]
     if commands:
         return {"molecule": commands}
-    roles = sorted({name.split("_")[0] for name in scenarios()})
+    roles = sorted({name.removesuffix("_alternative") for name in names})
     known = f"a stage ({', '.join(everything)}), a linter, a file of tests/unit nor a role with a scenario"
     sys.exit(f"'{subset}' is neither {known} ({', '.join(roles)})")
 
