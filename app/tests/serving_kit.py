@@ -184,9 +184,10 @@ class RedisServer:
             self.process = subprocess.Popen(["redis-server", str(self.configuration)], stdout=log, stderr=log)
 
         def answers() -> bool:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as connection, connection.makefile("rb") as said:
                 connection.sendall(f"AUTH api {PASSWORD}\r\nPING\r\n".encode())
-                return b"+OK" in connection.recv(64)
+                # Whoever logs in is let in while the file is still read; every other command is refused until then.
+                return [said.readline(), said.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
 
         wait_for("Redis answers", answers)
 
