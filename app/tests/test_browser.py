@@ -176,7 +176,7 @@ def test_an_upload_shows_a_verdict_and_is_found_again(page: Page) -> None:
     red = card.get_by_role("heading").evaluate("node => getComputedStyle(node).color")
     confidence = card.locator("[data-confidence]").inner_text()
     assert re.fullmatch(r"\d\d\.\d\d%", confidence)
-    assert card.locator("img").first.evaluate("node => node.naturalWidth") > 0
+    expect(card.locator("img").first).not_to_have_js_property("naturalWidth", 0)
     analyze(page, png(10), "other.png")
     expect(page.locator("[data-verdict=Normal]").get_by_role("heading", name="Normal")).to_be_visible()
     assert page.locator("[data-verdict] h2").evaluate("node => getComputedStyle(node).color") != red
@@ -860,7 +860,7 @@ def test_without_redis_there_is_a_verdict_with_a_notice_and_no_history(page: Pag
     analyze(page, png(10))
     card = page.locator("[data-verdict=Normal]")
     expect(card.locator("[data-notice]")).to_contain_text("Not stored.")
-    assert card.locator(".stack img").first.evaluate("node => node.naturalWidth") > 0
+    expect(card.locator(".stack img").first).not_to_have_js_property("naturalWidth", 0)
     expect(card.get_by_role("link", name="Open the case")).to_have_count(0)
     shot(page, "redis-down-light")
     page.goto("/")
