@@ -122,7 +122,7 @@ QUIET = 'ALERTS{alertname!="VerdictsDrifted"}'
 
 def test_a_quiet_time_sends_nothing(system: System, receiver: Receiver) -> None:
     try:
-        wait_until("no alert fires or is about to", lambda: not measured(system, QUIET), 240)
+        wait_until("no alert fires or is about to", lambda: not measured(system, QUIET), 600)
     except pytest.fail.Exception as error:
         pytest.fail(f"{error}: {measured(system, QUIET)}")
     time.sleep(15)  # for what is told of the time before
