@@ -116,20 +116,15 @@ def told_and_told_the_end(receiver: Receiver, *troubles: Trouble) -> list[dict[s
     return found
 
 
-# Tests upload one film again and again: that is drift, and true, until enough hours have gone.
-QUIET = 'ALERTS{alertname!="VerdictsDrifted"}'
-
-
 def test_a_quiet_time_sends_nothing(system: System, receiver: Receiver) -> None:
     try:
-        wait_until("no alert fires or is about to", lambda: not measured(system, QUIET), 600)
+        wait_until("no alert fires or is about to", lambda: not measured(system, "ALERTS"), 180)
     except pytest.fail.Exception as error:
-        pytest.fail(f"{error}: {measured(system, QUIET)}")
+        pytest.fail(f"{error}: {measured(system, 'ALERTS')}")
     time.sleep(15)  # for what is told of the time before
     since = len(receiver.messages)
     time.sleep(90)
-    told = [alert["labels"] for message in receiver.messages[since:] for alert in message["alerts"]]
-    assert [labels for labels in told if labels["alertname"] != "VerdictsDrifted"] == []
+    assert receiver.messages[since:] == []
 
 
 def test_a_service_a_disk_a_certificate_and_a_training_are_told(system: System, receiver: Receiver) -> None:
