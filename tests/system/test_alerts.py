@@ -22,7 +22,7 @@ import yaml
 from tests.dashboards import queries
 
 from .conftest import ROOT, System, wait_until
-from .test_pneumonia import films, measured
+from .test_pneumonia import alerts, films, measured
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
@@ -118,9 +118,9 @@ def told_and_told_the_end(receiver: Receiver, *troubles: Trouble) -> list[dict[s
 
 def test_a_quiet_time_sends_nothing(system: System, receiver: Receiver) -> None:
     try:
-        wait_until("no alert fires or is about to", lambda: not measured(system, "ALERTS"), 180)
+        wait_until("no alert fires or is about to", lambda: not alerts(system), 180)
     except pytest.fail.Exception as error:
-        pytest.fail(f"{error}: {measured(system, 'ALERTS')}")
+        pytest.fail(f"{error}: {alerts(system)}")
     time.sleep(15)  # for what is told of the time before
     since = len(receiver.messages)
     time.sleep(90)
@@ -225,7 +225,9 @@ def test_verdicts_that_drift_are_told(system: System, receiver: Receiver, tmp_pa
 def test_the_doctor_tells_which_alerts_fire(system: System, receiver: Receiver, tmp_path: Path) -> None:
     system.on("ui", "touch /run/reboot-required && systemctl start lightbox-reboot-required")
     try:
-        wait_until("it fires", lambda: measured(system, 'ALERTS{alertname="RebootRequired",alertstate="firing"}'), 60)
+        wait_until(
+            "it fires", lambda: [one for one in alerts(system, "RebootRequired") if one["state"] == "firing"], 60
+        )
         system.play("playbooks/verify.yml", "-e", f"verify_out={tmp_path}/report.json", "-e", "verify_configure=false")
         found = {one["name"]: one for one in json.loads((tmp_path / "report.json").read_text())["checks"]}
         assert "RebootRequired (warning): pneumonia-ui must be restarted" in found["alerts"]["detail"]
