@@ -171,7 +171,7 @@ def test_a_playbook_of_ones_own_can_import_those_of_the_collection(installed: In
 def test_roles_and_plugins_are_documented(installed: Installed) -> None:
     roles = {path.name for path in (ROOT / "roles").iterdir()}
     assert set(installed.documented("role")) == roles
-    for kind, directory in (("module", "modules"), ("lookup", "lookup")):
+    for kind, directory in (("module", "modules"), ("lookup", "lookup"), ("strategy", "strategy")):
         names = {path.stem for path in (ROOT / "plugins" / directory).glob("*.py")}
         assert {name for name, told in installed.documented(kind).items() if told != "UNDOCUMENTED"} == names
     actions = {path.stem for path in (ROOT / "plugins/action").glob("*.py")}

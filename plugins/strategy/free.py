@@ -1,0 +1,29 @@
+# License: Apache-2.0 OR GPL-3.0-or-later (the GNU General Public License, version 3 or later)
+"""Strategy plugin: Ansible's free strategy, by way of Mitogen where that is installed."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: free
+author: The Lightbox authors (@lightbox-mlops)
+version_added: 0.1.0
+short_description: Ansible's free strategy, faster where Mitogen is installed
+description:
+  - Plays as P(ansible.builtin.free#strategy) does. Where the Python package C(mitogen) is installed beside Ansible,
+    modules run in a Python that stays on the host as long as the playbook is played; where it is not, this is Ansible's
+    own. C(ANSIBLE_STRATEGY=linear) does without it.
+"""
+
+from ansible.plugins.strategy.free import StrategyModule as Free
+
+try:
+    from ansible_mitogen import affinity
+    from ansible_mitogen.strategy import StrategyMixin
+except ImportError:
+    StrategyModule = Free
+else:
+    # It would keep all of a run but its connections on one core of two, and on the second and third of four.
+    affinity.policy = affinity.Policy()
+
+    class StrategyModule(StrategyMixin, Free):  # type: ignore[no-redef]
+        """Ansible's own, behind what Mitogen puts before it."""

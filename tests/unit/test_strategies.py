@@ -1,0 +1,47 @@
+"""Plays go through Mitogen where it is installed and wanted, and through Ansible's own strategies otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+# The process that runs a module, and on how many cores that may run.
+TASKS = [{"ansible.builtin.command": "sh -c 'echo $PPID $(nproc)'"}] * 2
+
+
+def played(directory: Path, strategy: str, **variables: str) -> list[tuple[int, int]]:
+    """Return process and cores of each module that a play executed."""
+    playbook = directory / "play.yml"
+    play = {"hosts": "localhost", "gather_facts": False, "strategy": strategy, "tasks": TASKS}
+    playbook.write_text(yaml.safe_dump([play]))
+    done = subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", "-c", "local", playbook],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", "ANSIBLE_FORCE_COLOR": "0", **variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout[done.stdout.index("{") :])["plays"][0]["tasks"]
+    words = [one["hosts"]["localhost"]["stdout"].split() for one in told]
+    return [(int(process), int(cores)) for process, cores in words]
+
+
+@pytest.mark.parametrize("strategy", ["lightbox.mlops.linear", "lightbox.mlops.free"])
+def test_modules_share_a_python_and_have_every_core(tmp_path: Path, strategy: str) -> None:
+    first, second = played(tmp_path, strategy)
+    assert first == second
+    assert first[1] == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("strategy", ["lightbox.mlops.linear", "lightbox.mlops.free"])
+def test_without_mitogen_they_are_ansibles_own(tmp_path: Path, strategy: str) -> None:
+    missing = tmp_path / "ansible_mitogen.py"
+    missing.write_text("raise ImportError('not installed')\n")
+    first, second = played(tmp_path, strategy, PYTHONPATH=str(tmp_path))
+    assert first[0] != second[0]
