@@ -29,6 +29,8 @@ ID = re.compile(r"[A-Za-z0-9._:-]{8,128}")
 SHOWN = frozenset({"time", "level", "message", "method", "path", "status"})
 # Seconds between two looks while following.
 PAUSE = 2.0
+# Seconds by which a busy host's journal may be late.
+LATE = 60.0
 
 display = Display()
 
@@ -64,6 +66,19 @@ def text_of(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def written(fields: dict[str, Any], arrived: float) -> float:
+    """Return when a line was written, as it says itself, in seconds since 1970: the journal may hear of it late.
+
+    A line was written when it arrived if it tells no time, one that cannot be, or whole seconds alone, as Nginx does.
+    """
+    text = str(fields.get("time", ""))
+    try:
+        told = datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return arrived
+    return told if "." in text and 0 <= arrived - told <= LATE else arrived
+
+
 def entry_of(raw: dict[str, Any], hosts: dict[str, str]) -> dict[str, Any]:
     """Return a journal entry as it is shown: `moment` and `begun` (seconds), `host`, `service`, `message`, `key`."""
     said = text_of(raw.get("MESSAGE"))
@@ -80,6 +95,7 @@ def entry_of(raw: dict[str, Any], hosts: dict[str, str]) -> dict[str, Any]:
             f"{name}={value}" for name, value in fields.items() if name not in SHOWN and value not in (None, "", "-")
         ]
         message = " ".join([words, *rest]).strip()
+        moment = written(fields, moment)
         if isinstance(fields.get("seconds"), int | float):
             begun = moment - fields["seconds"]
             # Nginx's clock goes in steps of a millisecond, at both ends of what it measures.

@@ -62,6 +62,35 @@ def test_a_requests_lines_stand_in_the_order_in_which_it_was_passed_on():
     assert [line.split()[2] for line in lines.table(found)] == ["p-api", "p-ui", "p-proxy"]
 
 
+def test_a_busy_hosts_late_journal_does_not_change_the_order():
+    output = "\n".join([
+        request_of("ip-10-0-2-6", "a.service", 1700000000.900, 0.005, time="2023-11-14T22:13:20.898+00:00"),
+        request_of("ip-10-0-2-5", "b.service", 1700000000.990, 0.0126, time="2023-11-14T22:13:20.901+00:00"),
+    ])  # fmt: skip
+    shown = list(lines.table(lines.entries(output, HOSTS), "begun"))
+    assert [line.split()[1:4] for line in shown] == [
+        ["22:13:20.888", "p-ui", "b"],
+        ["22:13:20.893", "p-api", "a"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "2023-11-14T22:13:21.500+00:00",
+        "2023-11-14T21:13:20.100+00:00",
+        "2023-11-14T22:13:20+00:00",
+        "yesterday",
+        7,
+        None,
+    ],
+)
+def test_a_time_that_cannot_be_or_says_less_is_not_believed(told):
+    output = request_of("ip-10-0-2-5", "b.service", 1700000000.5, 0, time=told)
+    (line,) = lines.table(lines.entries(output, HOSTS))
+    assert line.split()[1] == "22:13:20.500"
+
+
 def test_lines_of_all_kinds_are_shown_on_one_line_each():
     output = "\n".join([
         entry("elsewhere", "a.service", "two\nlines", 1),
