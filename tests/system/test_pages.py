@@ -104,7 +104,10 @@ def analyze(page: Page, *files: FilePayload) -> None:
 def verdicts(page: Page, count: int = 1) -> Locator:
     """Return the verdicts on the page, when there are as many as expected."""
     found = page.locator("#result [data-verdict]")
-    expect(found).to_have_count(count, timeout=60_000)
+    try:
+        expect(found).to_have_count(count, timeout=60_000)
+    except AssertionError as error:
+        pytest.fail(f"{error}\nThe page says: {page.locator('#result').inner_text()}")
     for number in range(count):
         assert found.nth(number).get_attribute("data-verdict") in LABELS
     return found
