@@ -15,15 +15,6 @@ description:
 """
 
 from ansible.plugins.strategy.free import StrategyModule as Free
+from ansible_collections.lightbox.mlops.plugins.plugin_utils.strategies import through_mitogen
 
-try:
-    from ansible_mitogen import affinity
-    from ansible_mitogen.strategy import StrategyMixin
-except ImportError:
-    StrategyModule = Free
-else:
-    # It would keep all of a run but its connections on one core of two, and on the second and third of four.
-    affinity.policy = affinity.Policy()
-
-    class StrategyModule(StrategyMixin, Free):  # type: ignore[no-redef]
-        """Ansible's own, behind what Mitogen puts before it."""
+StrategyModule = through_mitogen(Free)
