@@ -59,7 +59,8 @@ def test_make_up_ends_with_a_url_the_figures_and_a_green_table(system: System) -
     assert f"Pneumonia detection: {system.url}" in output
     assert "test accuracy" in output
     assert "  ok    flows from outside  " in output
-    assert "  FAIL  " not in output
+    # What has just begun is asked until it answers, and Ansible says so.
+    assert "FAIL" not in re.sub(r"^FAILED - RETRYING: .*", "", output, flags=re.MULTILINE)
     assert "images/s" in output, "progress is shown while the model trains"
 
 

@@ -72,6 +72,13 @@ def test_nginx_is_measured(host: Host) -> None:
     assert samples(host, url)["nginx_http_requests_total"] >= before["nginx_http_requests_total"] + 5
 
 
+def test_an_nginx_that_starts_later_is_measured(host: Host) -> None:
+    """Both start with the host, in any order."""
+    host.check_output("systemctl stop nginx; systemctl restart prometheus-nginx-exporter")
+    host.check_output("systemctl start nginx")
+    eventually("Nginx is measured", lambda: samples(host, f"http://{ADDRESS['nginx']}/metrics").get("nginx_up") == 1)
+
+
 def test_a_page_and_its_certificate_are_probed(host: Host) -> None:
     found = samples(host, f"{PROBE}https://127.0.0.1/")
     assert found["probe_success"] == 1
