@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
+import ansible.collections.list as installed
+
 try:
     from ansible_mitogen import affinity
     from ansible_mitogen.strategy import StrategyMixin
@@ -13,6 +18,28 @@ else:
     affinity.policy = affinity.Policy()
 
 
+@functools.cache
+def collections_known() -> None:
+    """List the installed collections once for all of a run.
+
+    Mitogen lists them at each module of a collection, in a process that was forked for that one task and forgets them.
+    """
+    found = tuple(installed.list_collection_dirs())
+    listed = installed.list_collection_dirs
+    installed.list_collection_dirs = lambda *narrowed, **by: listed(*narrowed, **by) if narrowed or by else iter(found)
+
+
 def through_mitogen(own: type) -> type:
     """Return a strategy of Ansible's behind what Mitogen puts before it; itself where Mitogen is missing."""
-    return type("StrategyModule", (StrategyMixin, own), {}) if StrategyMixin else own
+    if StrategyMixin is None:
+        return own
+
+    class StrategyModule(StrategyMixin, own):
+        """The strategy that plays ask for."""
+
+        def run(self, *arguments: Any, **named: Any) -> Any:
+            """Play."""
+            collections_known()
+            return super().run(*arguments, **named)
+
+    return StrategyModule
