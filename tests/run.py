@@ -25,9 +25,9 @@ ABREAST = frozenset({"lint"})
 # it leaves of the processor.
 WAITING = "system"
 BESIDE = ("molecule", "provisioning")
-# What takes long and runs when it is asked for by name: the second system, the scenario of the role only it has, the
+# What takes long and runs when it is asked for by name: the second system, the scenarios of the role only it has, the
 # installed collection on a system in the lab, and the collection as ansible-test judges it.
-ON_DEMAND = frozenset({"mnist", "jupyter", "collection", "sanity"})
+ON_DEMAND = frozenset({"mnist", "jupyter", "jupyter_alternative", "collection", "sanity"})
 # Files of tests/system that are a stage each.
 OWN_STAGES = ("mnist", "collection")
 

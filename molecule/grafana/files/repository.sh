@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes a signed repository with the stand-in in /srv/repository, and one signed by a stranger in /srv/stranger.
+# Makes a signed repository with the stand-in in /srv/repository, one signed by a stranger in /srv/stranger, a flat one
+# in /srv/flat, and a package that is in none in /srv/single.
 set -eu
 here=$(dirname "$0")
 export GNUPGHOME=/srv/gnupg
@@ -24,3 +25,11 @@ done
 # Signed by the stranger, offered with the key of the other.
 cp /srv/repository/key.asc /srv/stranger/other.asc
 sh "$here/build.sh" 0.0.2+standin /srv/single/grafana.deb
+# A flat one: no suites, no components.
+mkdir -p /srv/flat
+cd /srv/flat
+cp /srv/repository/pool/main/*.deb .
+apt-ftparchive packages . >Packages
+apt-ftparchive release . >/srv/flat.release
+mv /srv/flat.release Release
+gpg --batch --quiet --local-user repository@example.org --clearsign --output InRelease Release

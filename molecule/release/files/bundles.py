@@ -16,6 +16,7 @@ from serving_kit import model_bytes, png, write_bundle
 def worse(contract: dict[str, Any]) -> None:
     """Take from the figures what no gate lets pass."""
     contract["metrics"]["test"]["auroc"] -= 0.1
+    contract["metrics"]["test"]["brier"] += 0.1
 
 
 def weak(contract: dict[str, Any]) -> None:
