@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TASKS = [{"ansible.builtin.command": "sh -c 'echo $PPID $(nproc)'"}] * 2
 
 
-def played(directory: Path, strategy: str, **variables: str) -> list[tuple[int, int]]:
-    """Return process and cores of each module that a play executed."""
+def results(directory: Path, strategy: str, tasks: list[dict[str, Any]], **variables: str) -> list[dict[str, Any]]:
+    """Return what each task of a play came to."""
     playbook = directory / "play.yml"
-    play = {"hosts": "localhost", "gather_facts": False, "strategy": strategy, "tasks": TASKS}
+    play = {"hosts": "localhost", "gather_facts": False, "strategy": strategy, "tasks": tasks}
     playbook.write_text(yaml.safe_dump([play]))
     done = subprocess.run(
         [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", "-c", "local", playbook],
@@ -28,7 +29,12 @@ def played(directory: Path, strategy: str, **variables: str) -> list[tuple[int, 
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout[done.stdout.index("{") :])["plays"][0]["tasks"]
-    words = [one["hosts"]["localhost"]["stdout"].split() for one in told]
+    return [one["hosts"]["localhost"] for one in told]
+
+
+def played(directory: Path, strategy: str, **variables: str) -> list[tuple[int, int]]:
+    """Return process and cores of each module that a play executed."""
+    words = [one["stdout"].split() for one in results(directory, strategy, TASKS, **variables)]
     return [(int(process), int(cores)) for process, cores in words]
 
 
@@ -45,3 +51,25 @@ def test_without_mitogen_they_are_ansibles_own(tmp_path: Path, strategy: str) ->
     missing.write_text("raise ImportError('not installed')\n")
     first, second = played(tmp_path, strategy, PYTHONPATH=str(tmp_path))
     assert first[0] != second[0]
+
+
+def test_installed_collections_are_listed_once_for_a_run(tmp_path: Path) -> None:
+    looked = tmp_path / "looked"
+    # What Mitogen starts is another Python, and has no business with it.
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import sys
+
+if any(word.endswith("ansible-playbook") for word in sys.orig_argv):
+    import ansible.collections.list as installed
+
+    def told(*arguments, find=installed.find_existing_collections, **named):
+        with open({str(looked)!r}, "a") as stream:
+            stream.write("once more\\n")
+        return find(*arguments, **named)
+
+    installed.find_existing_collections = told
+""")
+    tasks = [{"lightbox.mlops.files": {"files": [{"dest": f"{tmp_path}/{name}", "content": name}]}} for name in "abc"]
+    made = results(tmp_path, "lightbox.mlops.linear", tasks, PYTHONPATH=str(tmp_path))
+    assert [one["changed"] for one in made] == [True] * 3
+    assert looked.read_text().splitlines() == ["once more"]
