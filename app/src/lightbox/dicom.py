@@ -49,6 +49,9 @@ UNDEFINED = 0xFFFFFFFF
 # Reads that the header may take: several times what the largest real headers need, so that one made of millions of
 # empty elements does not keep a processor busy.
 MOST_READS = 50_000
+# Bytes of the header that may be read, without elements that are passed over: tables, and what lies in sequences, whose
+# elements pydicom reads, one and all, and takes apart.
+MOST_BYTES = 2_000_000
 # Bytes of tables, which have 128 KiB each at most, and of any other element that is read.
 LARGEST_TABLE, LARGEST_VALUE = 1_000_000, 4096
 TABLES = {
@@ -64,24 +67,27 @@ Bytes = NDArray[np.uint8]
 
 
 class _Header(io.BytesIO):
-    """A file for pydicom, which trusts lengths and counts: it can be read from so many times, and no value is large.
+    """A file for pydicom, which trusts lengths and counts: of the header so many reads are made, of so many bytes.
 
-    Until the first element after the file's meta information is seen, no single read may be large either.
+    Bytes of the pixels do not count, which the caller bounds by their number.
     """
 
     left = MOST_READS
-    largest = LARGEST_VALUE
+    room = MOST_BYTES
+    pixels = False
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next bytes."""
         self.left -= 1
-        if self.left < 0 or (size or 0) > self.largest:
+        if not self.pixels:
+            self.room -= len(self.getbuffer()) if size is None or size < 0 else size
+        if self.left < 0 or self.room < 0:
             raise ImageError("unreadable", "The DICOM file's header is too large. Export the image again, alone.")
         return super().read(size)
 
     def examine(self, tag: int, _: str | None, length: int) -> bool:
         """Refuse an element whose value is too large for what it is; never stop reading."""
-        self.largest = sys.maxsize
+        self.pixels = tag == PIXELS
         if length > BOUNDS.get(tag, sys.maxsize) and not (tag in TABLES and length == UNDEFINED):
             raise ImageError("unreadable", "The DICOM file's header is too large. Export the image again, alone.")
         return False
@@ -178,7 +184,7 @@ def _frame(data: Any) -> bytes:
     """Return the compressed middle frame."""
     count, middle = _frames(data)
     frames = _Header(data.PixelData)
-    frames.largest = sys.maxsize
+    frames.pixels = True
     return encaps.get_frame(frames, middle, number_of_frames=count)
 
 
