@@ -69,24 +69,28 @@ Bytes = NDArray[np.uint8]
 class _Header(io.BytesIO):
     """A file for pydicom, which trusts lengths and counts: of the header so many reads are made, of so many bytes.
 
-    Bytes of the pixels do not count, which the caller bounds by their number.
+    Until the first element after the file's meta information is seen, no single read may be large either. Bytes of the
+    pixels do not count.
     """
 
     left = MOST_READS
     room = MOST_BYTES
+    largest = LARGEST_VALUE
     pixels = False
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next bytes."""
+        asked = self.getbuffer().nbytes if size is None or size < 0 else size
         self.left -= 1
         if not self.pixels:
-            self.room -= len(self.getbuffer()) if size is None or size < 0 else size
-        if self.left < 0 or self.room < 0:
+            self.room -= asked
+        if self.left < 0 or self.room < 0 or asked > self.largest:
             raise ImageError("unreadable", "The DICOM file's header is too large. Export the image again, alone.")
         return super().read(size)
 
     def examine(self, tag: int, _: str | None, length: int) -> bool:
         """Refuse an element whose value is too large for what it is; never stop reading."""
+        self.largest = sys.maxsize
         self.pixels = tag == PIXELS
         if length > BOUNDS.get(tag, sys.maxsize) and not (tag in TABLES and length == UNDEFINED):
             raise ImageError("unreadable", "The DICOM file's header is too large. Export the image again, alone.")
@@ -184,7 +188,7 @@ def _frame(data: Any) -> bytes:
     """Return the compressed middle frame."""
     count, middle = _frames(data)
     frames = _Header(data.PixelData)
-    frames.pixels = True
+    frames.examine(PIXELS, None, UNDEFINED)
     return encaps.get_frame(frames, middle, number_of_frames=count)
 
 
