@@ -13,7 +13,7 @@ def show(host: Host, name: str) -> str:
 
 
 def test_it_answers_with_the_given_certificate(host: Host) -> None:
-    reached = "--resolve notebook.example.org:8443:127.0.0.2 https://notebook.example.org:8443"
+    reached = "--resolve given.example.org:8443:127.0.0.2 https://given.example.org:8443"
     asked = f"curl --silent --fail --cacert {TLS}/files.crt --output /dev/null --write-out '%{{http_code}}'"
     assert host.check_output(f"{asked} {reached}/login") == "200"
     assert host.run(f"curl --silent --output /dev/null {reached}/login").rc == 60, "nobody else vouches for it"
