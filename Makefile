@@ -17,6 +17,8 @@ VARS := $(if $(DATA),-e data=$(abspath $(DATA)))
 given = $(if $(filter command,$(origin $(1))),-e '{"$(2)": "$($(1))"}')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CONTAINERS_CONF := $(CURDIR)/.lab/containers.conf
+# Images of containers often set it. Ansible and TensorFlow would then be compiled anew by each of hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help up lab train models approve rollback rotate verify status logs lab-logs destroy down test test-mutations lint bench-serving bench-engines bench-soak bench-watching bench-rollback bench-converge picture tables locks changelog clean
