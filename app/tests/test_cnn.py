@@ -488,6 +488,14 @@ def test_augmentation_varies_images_and_follows_from_seed_and_step():
     assert np.abs(first - training.augment(batch(), 5, replace(settings, seed=2)).numpy()).mean() > 1
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 7, 1), (1, 4, 6, 3), (3, 2, 2, 1)])
+def test_the_mean_that_blurs_is_of_the_pixels_that_are_there(shape):
+    pixels = np.random.default_rng(4).random(shape, np.float32)
+    padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    assert np.abs(training.mean3(pixels).numpy() - np.nanmean(windows, (-2, -1))).max() < 1e-6
+
+
 def test_augmentation_without_any_change_changes_nothing():
     names = ("rotation", "shift", "zoom", "stretch", "gamma", "contrast", "brightness", "blur", "noise", "frame")
     settings = replace(cnn.Settings(), **dict.fromkeys(names, 0.0))

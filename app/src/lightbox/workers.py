@@ -404,7 +404,7 @@ class Together:
     """Trains a compiled network on all replicas, a global batch at a time.
 
     Args:
-        model: the network, made within the team's scope.
+        model: the network, made within the team's scope and compiled, with an optimizer that is built.
         size: images of a global batch.
         team: the replicas.
     """
@@ -421,8 +421,6 @@ class Together:
         accuracy = keras.metrics.binary_accuracy if binary else keras.metrics.categorical_accuracy
         with team.scope():
             same = twin(model, size, team)
-            # Here, for a step must not make variables.
-            model.optimizer.build(model.trainable_variables)
 
         def replica(x: Any, y: Any, weight: Any) -> Any:
             with tf.GradientTape() as tape:
