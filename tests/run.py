@@ -26,8 +26,14 @@ ABREAST = frozenset({"lint"})
 WAITING = "system"
 BESIDE = ("molecule", "provisioning")
 # What takes long and runs when it is asked for by name: the second system, the scenarios of the role only it has, the
-# installed collection on a system in the lab, and the collection as ansible-test judges it.
-ON_DEMAND = frozenset({"mnist", "jupyter", "jupyter_alternative", "collection", "sanity"})
+# installed collection on a system in the lab, the collection as ansible-test judges it, and the other settings of roles
+# that the system lane plays too.
+ON_DEMAND = frozenset(
+    {
+        "mnist", "jupyter", "jupyter_alternative", "collection", "sanity",
+        "grafana_alternative", "release_alternative", "trainer_alternative",
+    }
+)  # fmt: skip
 # Files of tests/system that are a stage each.
 OWN_STAGES = ("mnist", "collection")
 
