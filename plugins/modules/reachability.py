@@ -11,6 +11,7 @@ version_added: 0.1.0
 description:
   - Opens a connection to every target at the same time. A port that accepts or refuses is reachable; one that stays
     silent, or is unreachable, is closed by the network. Changes nothing.
+  - It takes as long as the longest silence, which is O(silence) where everything is as it should be.
 options:
   targets:
     description: What to try.
@@ -35,9 +36,15 @@ options:
         type: bool
         required: true
   timeout:
-    description: Seconds of silence after which a port counts as closed.
+    description: Seconds of silence after which a port that should be reachable counts as closed.
     type: float
-    default: 2.0
+    default: 5.0
+  silence:
+    description:
+      - Seconds of silence after which a port that should not be reachable counts as closed.
+      - TCP asks a second time after one second.
+    type: float
+    default: 1.5
 author: The Lightbox authors (@lightbox-mlops)
 """
 
@@ -111,13 +118,19 @@ def main() -> None:
                     "open": {"type": "bool", "required": True},
                 },
             },
-            "timeout": {"type": "float", "default": 2.0},
+            "timeout": {"type": "float", "default": 5.0},
+            "silence": {"type": "float", "default": 1.5},
         },
         supports_check_mode=True,
     )
-    targets, timeout = module.params["targets"], module.params["timeout"]
+    targets = module.params["targets"]
+
+    def state(target: dict[str, Any]) -> str:
+        patience = module.params["timeout" if target["open"] else "silence"]
+        return knock(target["address"], target["port"], patience)
+
     with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, len(targets))) as pool:
-        states = list(pool.map(lambda target: knock(target["address"], target["port"], timeout), targets))
+        states = list(pool.map(state, targets))
     module.exit_json(changed=False, tried=len(targets), wrong=amiss(targets, states))
 
 

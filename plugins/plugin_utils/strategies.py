@@ -9,13 +9,15 @@ from typing import Any
 import ansible.collections.list as installed
 
 try:
-    from ansible_mitogen import affinity
+    from ansible_mitogen import affinity, module_finder
     from ansible_mitogen.strategy import StrategyMixin
 except ImportError:
     StrategyMixin = None
 else:
     # It would keep all of a run but its connections on one core of two, and on the second and third of four.
     affinity.policy = affinity.Policy()
+    # What a module imports it learns by compiling all of that, and most modules import the same.
+    module_finder.compile = functools.cache(compile)
 
 
 @functools.cache

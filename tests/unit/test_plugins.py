@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import socket
 import sys
+import threading
 from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ansible.module_utils.testing import patch_module_args
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 
@@ -108,6 +111,22 @@ def test_a_port_is_open_refused_or_closed():
         port = listener.getsockname()[1]
         assert reachability.knock("127.0.0.1", port, 1) == "open"
     assert reachability.knock("127.0.0.1", port, 1) == "refused"
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_path_that_should_be_open_is_waited_for_longer(capsys, is_open):
+    with socket.socket() as listener, socket.socket() as first:
+        listener.bind(("127.0.0.1", 0))
+        # The first fills the queue, and until it is accepted another hears nothing; TCP asks once more after a second.
+        listener.listen(0)
+        first.connect(listener.getsockname())
+        accepted = threading.Timer(0.5, listener.accept)
+        accepted.start()
+        target = {"name": "late", "address": "127.0.0.1", "port": listener.getsockname()[1], "open": is_open}
+        with patch_module_args({"targets": [target], "timeout": 20, "silence": 0.2}), pytest.raises(SystemExit):
+            reachability.main()
+        accepted.join()
+    assert json.loads(capsys.readouterr().out)["wrong"] == []
 
 
 def test_a_path_is_judged_by_the_network_not_by_who_listens():

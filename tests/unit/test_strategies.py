@@ -73,3 +73,21 @@ if any(word.endswith("ansible-playbook") for word in sys.orig_argv):
     made = results(tmp_path, "lightbox.mlops.linear", tasks, PYTHONPATH=str(tmp_path))
     assert [one["changed"] for one in made] == [True] * 3
     assert looked.read_text().splitlines() == ["once more"]
+
+
+def test_what_modules_share_is_compiled_once_for_a_run(tmp_path: Path) -> None:
+    compiled = tmp_path / "compiled"
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import builtins, sys
+
+if any(word.endswith("ansible-playbook") for word in sys.orig_argv):
+    def told(*arguments, compile=compile, **named):
+        with open({str(compiled)!r}, "a") as stream:
+            stream.write(f"{{arguments[1:2]}}\\n")
+        return compile(*arguments, **named)
+
+    builtins.compile = told
+""")
+    tasks = [{"ansible.builtin.ping": {}}, {"ansible.builtin.stat": {"path": "/"}}]
+    results(tmp_path, "lightbox.mlops.linear", tasks, PYTHONPATH=str(tmp_path))
+    assert compiled.read_text().splitlines().count("('ansible.module_utils.basic',)") == 1

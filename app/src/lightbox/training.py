@@ -27,6 +27,8 @@ from lightbox.workers import Team
 
 # Quiet by default: what people read in the journal is what this program says.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow takes oneDNN's convolutions by itself only where the CPU has instructions for neural networks.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # The environment alone decides, not the file of settings in somebody's home.
 os.environ.setdefault(backends.VARIABLE, backends.TENSORFLOW)
 # JAX, as TensorFlow here, takes memory of a GPU as it needs it, not most of it at once.
