@@ -1,7 +1,7 @@
 """Run the tests: ``make test`` for all of them, ``make test T=name`` for a stage, a part of one, or a role's scenarios.
 
-The quick stages run first, and the others beside the longest one; all of them run even when one fails, and the exit
-status says whether all passed.
+The quick stages run first. Some run beside one that waits more than it computes. All of them run even when one fails,
+and the exit status says whether all passed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,10 +22,9 @@ APP_BIN = ROOT / ".venv-app/bin"
 Command = list[str]
 # Stages whose commands stand by themselves, and run as many at once as there are cores.
 ABREAST = frozenset({"lint"})
-# The stage that waits for its hosts more than it computes, and those that run beside it, one after the other, with what
-# it leaves of the processor.
-WAITING = "system"
-BESIDE = ("molecule", "provisioning")
+# In this order: a stage, and those that run beside it, one after the other, with what it leaves of the processor. Tests
+# of servers and of whole systems wait as much as they compute.
+TOGETHER = {"unit": ("lint",), "lab": (), "system": ("molecule", "provisioning")}
 # What takes long and runs when it is asked for by name: the second system, the scenarios of the role only it has, the
 # installed collection on a system in the lab, the collection as ansible-test judges it, and the other settings of roles
 # that the system lane plays too.
@@ -186,12 +186,14 @@ def main() -> int:
                 results.extend(pool.map(one, chosen[stage]))
 
     chosen = selected(options.subset)
-    beside = [stage for stage in BESIDE if WAITING in chosen and stage in chosen]
-    go([stage for stage in chosen if stage not in (*beside, WAITING)])
-    with ThreadPoolExecutor() as pool:
-        lanes = [pool.submit(go, beside, True), pool.submit(go, [WAITING] if WAITING in chosen else [])]
-    for lane in lanes:
-        lane.result()
+    alone = [stage for stage in chosen if stage not in chain(TOGETHER, *TOGETHER.values())]
+    for stage, others in [*TOGETHER.items(), *((stage, ()) for stage in alone)]:
+        first = [stage] if stage in chosen else []
+        beside = [other for other in others if other in chosen]
+        with ThreadPoolExecutor() as pool:
+            lanes = [pool.submit(go, beside, bool(first)), pool.submit(go, first)]
+        for lane in lanes:
+            lane.result()
     print("\n=== summary")
     for name, passed, seconds in results:
         print(f"{'ok  ' if passed else 'FAIL'} {seconds:7.1f} s  {name}")
