@@ -496,6 +496,19 @@ def test_the_mean_that_blurs_is_of_the_pixels_that_are_there(shape):
     assert np.abs(training.mean3(pixels).numpy() - np.nanmean(windows, (-2, -1))).max() < 1e-6
 
 
+def test_an_epoch_has_batches_of_its_own_from_what_was_traced_once_for_all(monkeypatch):
+    traced = []
+    augment = training.augment
+    monkeypatch.setattr(training, "augment", lambda *arguments: traced.append(1) or augment(*arguments))
+    pixels = np.random.default_rng(5).integers(0, 256, (12, 16, 16, 1), np.uint8)
+    rows, labels = {"train": np.arange(12)}, {"train": np.arange(12) % 2}
+    settings = replace(cnn.Settings(), batch_size=4)
+    of = training.training_batches(training.Sides(pixels, rows, labels), ARCHITECTURES["compact"], settings)
+    first, second, again = (np.stack([x.numpy() for x, *_ in of(epoch)[0]]) for epoch in (0, 1, 0))
+    assert first.shape == (3, 4, 16, 16, 1) and len(traced) == 1
+    assert (first == again).all() and (first != second).any()
+
+
 def test_augmentation_without_any_change_changes_nothing():
     names = ("rotation", "shift", "zoom", "stretch", "gamma", "contrast", "brightness", "blur", "noise", "frame")
     settings = replace(cnn.Settings(), **dict.fromkeys(names, 0.0))

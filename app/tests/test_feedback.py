@@ -145,7 +145,7 @@ def test_the_weight_counts_in_every_batch_and_the_images_in_the_contract(tmp_pat
     manifest = data.Manifest.load(run)
     pixels = np.zeros((len(manifest.samples), 48, 48, 1), np.uint8)
     sides = cnn.sides_of(manifest, pixels, settings.feedback_weight)
-    batches, _ = training.training_batches(sides, ARCHITECTURES["compact"], settings, 0)
+    batches, _ = training.training_batches(sides, ARCHITECTURES["compact"], settings)(0)
     weights = np.concatenate([weight.numpy().reshape(-1) for _, _, weight in batches])
     assert set(weights) == {1.0, 3.0}
     assert 30 < (weights == 3).sum() <= 50

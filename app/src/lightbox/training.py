@@ -280,9 +280,9 @@ def _targets(sides: Sides, settings: Any) -> tuple[NDArray[np.float32], NDArray[
 
 
 def training_batches(
-    sides: Sides, architecture: Architecture, settings: Any, epoch: int, team: Team | None = None
-) -> tuple[Any, int]:
-    """Return the batches of one epoch, in an order that follows from seed and epoch, and how many there are.
+    sides: Sides, architecture: Architecture, settings: Any, team: Team | None = None
+) -> Callable[[int], tuple[Any, int]]:
+    """Return what gives the batches of an epoch, in an order that follows from seed and epoch, and how many there are.
 
     Of a team, these are the rows of each batch that this host takes.
 
@@ -292,26 +292,15 @@ def training_batches(
     import tensorflow as tf
 
     rows = sides.rows["train"]
-    order, size = _order(rows.size, settings, epoch)
-    steps = order.size // size
     targets, weights = _targets(sides, settings)
     shape = sides.pixels.shape[1:]
+    size = _order(rows.size, settings, 0)[1]
     own = team.rows(size) if team else slice(0, size)
     taken = own.stop - own.start
 
-    def generate() -> Iterator[tuple[Any, ...]]:
-        for step in range(steps):
-            # Rows in ascending order read the file from its beginning to its end.
-            chosen = np.sort(order[step * size : (step + 1) * size])[own]
-            yield (
-                sides.pixels[rows[chosen]],
-                targets[chosen],
-                weights[chosen][:, None],
-                epoch * steps + step,
-            )
-
+    # Traced once for all epochs; there is nothing in it for AutoGraph to rewrite.
+    @tf.function(autograph=False)
     def finish(pixels: Any, y: Any, weight: Any, number: Any) -> tuple[Any, Any, Any]:
-        pixels.set_shape((taken, *shape))
         x = augment(pixels, number, settings, own.start, size) if settings.augment else tf.cast(pixels, tf.float32)
         return x * architecture.scale + architecture.offset, y, weight
 
@@ -321,9 +310,27 @@ def training_batches(
         tf.TensorSpec((taken, 1), tf.float32),
         tf.TensorSpec((), tf.int64),
     )
-    data = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    data = data.apply(tf.data.experimental.assert_cardinality(steps))
-    return data.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4), steps
+
+    def of(epoch: int) -> tuple[Any, int]:
+        order, _ = _order(rows.size, settings, epoch)
+        steps = order.size // size
+
+        def generate() -> Iterator[tuple[Any, ...]]:
+            for step in range(steps):
+                # Rows in ascending order read the file from its beginning to its end.
+                chosen = np.sort(order[step * size : (step + 1) * size])[own]
+                yield (
+                    sides.pixels[rows[chosen]],
+                    targets[chosen],
+                    weights[chosen][:, None],
+                    epoch * steps + step,
+                )
+
+        data = tf.data.Dataset.from_generator(generate, output_signature=signature)
+        data = data.apply(tf.data.experimental.assert_cardinality(steps))
+        return data.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4), steps
+
+    return of
 
 
 def batches(sides: Sides, rows: NDArray[np.int64], architecture: Architecture) -> Iterator[NDArray[np.float32]]:
@@ -439,11 +446,17 @@ def _checkpoints(directory: Path) -> list[Path]:
 
 
 def save_checkpoint(model: Any, state: State, directory: Path) -> None:
-    """Write model, optimizer and state; they appear together or not at all, and replace the one before."""
+    """Write model, optimizer and state; they appear together or not at all, and replace the one before.
+
+    The network of the best epoch is there already.
+    """
     unfinished = directory / "unfinished-checkpoint"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    model.save(unfinished / "model.keras")
+    if state.best["epoch"] == state.epoch:
+        shutil.copyfile(directory / state.best["file"], unfinished / "model.keras")
+    else:
+        model.save(unfinished / "model.keras")
     (unfinished / "state.json").write_text(json.dumps(state.__dict__))
     before = _checkpoints(directory)
     unfinished.replace(directory / f"checkpoint-{state.epoch:04d}")
@@ -619,7 +632,7 @@ def _feed(
         _compile(model, stage, order.size // size, settings)
     return Feed(
         model,
-        lambda epoch: training_batches(sides, architecture, settings, epoch, team),
+        training_batches(sides, architecture, settings, team),
         lambda: predict(model, sides, "validation", architecture, team),
     )
 
