@@ -236,16 +236,16 @@ def test_the_doctor_tells_which_alerts_fire(system: System, receiver: Receiver, 
         system.on("ui", "rm -f /run/reboot-required; systemctl start lightbox-reboot-required")
 
 
-def over_time(system: System, queries: list[str], hours: int = 3) -> list[list[dict[str, Any]]]:
-    """Return what panels of Grafana would draw, one after the other; the host is called once for all of them."""
+def over_time(system: System, panels: list[str], hours: int = 3) -> list[list[dict[str, Any]]]:
+    """Return what panels of Grafana would draw, given their queries; the host is called once for all of them."""
     now = int(time.time())
     calls = []
-    for query in queries:
+    for query in panels:
         asked = {"query": query, "start": str(now - hours * 3600), "end": str(now), "step": "30"}
         fields = " ".join(f"--data-urlencode {shlex.quote(f'{name}={value}')}" for name, value in asked.items())
         calls.append(f"curl -sS --get {fields} http://127.0.0.1:9090/api/v1/query_range && echo")
     answers = [json.loads(line) for line in system.on("monitor", " && ".join(calls)).splitlines()]
-    for query, answer in zip(queries, answers, strict=True):
+    for query, answer in zip(panels, answers, strict=True):
         assert answer["status"] == "success", (query, answer)
     return [answer["data"]["result"] for answer in answers]
 

@@ -262,9 +262,14 @@ def class_weights(labels: NDArray[np.int64], rule: str, classes: int = 2) -> NDA
     return weights.astype(np.float32)
 
 
+def _batch_size(count: int, settings: Any) -> int:
+    """Return how many images make a batch."""
+    return int(min(settings.batch_size, count))
+
+
 def _order(count: int, settings: Any, epoch: int) -> tuple[NDArray[np.int64], int]:
     """Return which images an epoch takes in which order, and how many make a batch; what makes no batch is left out."""
-    size = min(settings.batch_size, count)
+    size = _batch_size(count, settings)
     order = np.random.default_rng([settings.seed, epoch]).permutation(count)
     return order[: count // size * size], size
 
@@ -294,7 +299,7 @@ def training_batches(
     rows = sides.rows["train"]
     targets, weights = _targets(sides, settings)
     shape = sides.pixels.shape[1:]
-    size = _order(rows.size, settings, 0)[1]
+    size = _batch_size(rows.size, settings)
     own = team.rows(size) if team else slice(0, size)
     taken = own.stop - own.start
 
@@ -412,7 +417,7 @@ def features(
 def feature_batches(
     known: NDArray[np.float32], sides: Sides, settings: Any, epoch: int, team: Team | None = None
 ) -> tuple[Any, int]:
-    """Return the batches of one epoch of a head, as `training_batches` does: features in the place of images."""
+    """Return the batches of one epoch of a head, like those of `training_batches`: features in the place of images."""
     import tensorflow as tf
 
     labels = sides.labels["train"]
@@ -603,7 +608,7 @@ def _feed(
     it begins anew, from the features that are kept.
     """
     count = sides.rows["train"].size
-    order, size = _order(count, settings, 0)
+    steps = count // _batch_size(count, settings)
     if stage.layers == 0:
         _freeze(model, stage)
         extractor, head = head_of(model)
@@ -615,7 +620,7 @@ def _feed(
             split: features(extractor, sides, split, architecture, directory / f"features-{split}.npy", tell, team)
             for split in ("train", "validation")
         }
-        _compile(head, stage, order.size // size, settings)
+        _compile(head, stage, steps, settings)
         return Feed(
             head,
             lambda epoch: feature_batches(known["train"], sides, settings, epoch, team),
@@ -629,7 +634,7 @@ def _feed(
         )
     if state.epoch == stage.begin:
         _freeze(model, stage)
-        _compile(model, stage, order.size // size, settings)
+        _compile(model, stage, steps, settings)
     return Feed(
         model,
         training_batches(sides, architecture, settings, team),
@@ -713,7 +718,7 @@ def fit(
                 epoch=self.epoch + 1,
                 step=batch + 1,
                 steps=self.steps,
-                images_per_second=round(min(settings.batch_size, sides.rows["train"].size) / per_step, 1),
+                images_per_second=round(_batch_size(sides.rows["train"].size, settings) / per_step, 1),
                 eta_seconds=round(left * per_step),
                 loss=round(float(logs.get("loss", math.nan)), 5),
                 accuracy=round(float(logs.get("accuracy", math.nan)), 5),
@@ -724,7 +729,7 @@ def fit(
             continue
         with team.scope():
             feed = _feed(model, stage, state, directory, sides, architecture, settings, team, progress)
-        size = _order(sides.rows["train"].size, settings, 0)[1]
+        size = _batch_size(sides.rows["train"].size, settings)
         together = workers.Together(feed.trainee, size, team) if team.replicas > 1 else None
         last_stage = stage.end == settings.epochs
         while state.epoch < stage.end and not (last_stage and state.waited >= settings.patience):
